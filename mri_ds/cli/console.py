@@ -1,0 +1,92 @@
+"""What people and machines see of a command: results on stdout, everything else on stderr.
+
+A person at a terminal gets progress bars; a log file gets a plain line now and then; `--json` gets one object on stdout.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from mri_ds.errors import InputError
+
+PLAIN_LINE_EVERY_S = 5.0
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+def print_json(result: Any) -> None:
+    """One JSON object on one line of stdout. NaN and infinity, which JSON has not, become null."""
+    print(json.dumps(_finite(result), allow_nan=False), flush=True)
+
+
+def print_error(err: InputError) -> None:
+    """One line on stderr; under a launcher every rank but the first says which one it is."""
+    rank = os.environ.get("RANK", "0")
+    print(f"error: {err}" if rank == "0" else f"error (rank {rank}): {err}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def stdout_for_result() -> Iterator[None]:
+    """While it lasts, whatever libraries print (DeepSpeed's log, gloo's C++ notices) goes to stderr instead of stdout."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Progress]:
+    """Yields `report(done, total)`: a bar on a terminal's stderr, elsewhere a line every 5 s and at the end."""
+    if not sys.stderr.isatty():
+        yield _plain_lines(label)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bar = bars.add_task(label, total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
+def output_folder(path: Path) -> Path:
+    """Makes the folder a user named for results. Raises InputError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise InputError(f"cannot make this folder: {err.strerror}", where=path, fix="choose one you can write to") from None
+    return path
+
+
+def _plain_lines(label: str) -> Progress:
+    last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done == total or now - last >= PLAIN_LINE_EVERY_S:
+            last = now
+            print(f"{label}: {done}/{total}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

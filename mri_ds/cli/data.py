@@ -1,0 +1,63 @@
+"""Commands that make the data: `synthesize` (NIfTI subjects out of nothing) and `shard` (a dataset -> WebDataset tars)."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mri_ds.cli import console
+from mri_ds.errors import InputError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def synthesize(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
+    subjects: Annotated[int, typer.Option("--subjects", min=1, help="How many subjects.")] = 60,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same files.")] = 0,
+    size: Annotated[int, typer.Option("--size", min=16, max=512, help="Voxels along each axis, before anisotropy.")] = 96,
+    json: Json = False,
+) -> None:
+    """Make labelled synthetic brain MRI subjects: T1- and T2-like NIfTI images, tissue labels, lesion grade and age.
+
+    Example: `mri-ds synthesize --subjects 60 --out data/demo/subjects --seed 0 --size 64`
+    """
+    from mri_ds.data.synthesis import synthesize_dataset
+
+    console.output_folder(out)
+    with console.stdout_for_result(), console.progress("synthesize") as report:
+        synthesize_dataset(out, num_subjects=subjects, seed=seed, size=size, progress=report)
+    if json:
+        console.print_json({"out": str(out), "subjects": subjects, "seed": seed, "size": size})
+    else:
+        print(f"{subjects} subjects in {out}. Next: mri-ds shard {out} --out shards")
+
+
+def shard(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A dataset: MSD layout, or images/ with participants.tsv.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the tars and manifest.json into.")] = Path("shards"),
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Parts that the subjects are dealt into.")] = 5,
+    fold: Annotated[int, typer.Option("--fold", min=0, help="Which part is held out as `test`.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable subjects out instead of stopping.")] = False,
+    json: Json = False,
+) -> None:
+    """Check a dataset and write it as WebDataset tars, split into train and test by subject.
+
+    Example: `mri-ds shard Task04_Hippocampus --out shards --folds 5 --fold 0`
+    """
+    if fold >= folds:
+        raise InputError(f"--fold {fold} of --folds {folds}", fix=f"choose 0 to {folds - 1}")
+    from mri_ds.data.layouts import find_dataset
+    from mri_ds.data.shards import write_shards
+
+    dataset = find_dataset(source)
+    console.output_folder(out)
+    with console.stdout_for_result(), console.progress("shard") as report:
+        manifest = write_shards(dataset, out, num_folds=folds, fold=fold, skip_bad=skip_bad, progress=report)
+    if json:
+        console.print_json(manifest.model_dump(mode="json"))
+        return
+    sizes = ", ".join(f"{split.num_samples} {name}" for name, split in manifest.splits.items())
+    print(f"{sizes} subjects of {manifest.layout} layout in {out}; tasks: {', '.join(manifest.tasks)}")
+    for line in manifest.skipped:
+        print(f"skipped {line}")

@@ -1,0 +1,69 @@
+"""The app `mri-ds`: which commands there are, and how each of them ends.
+
+Exit codes: 0 done; 2 bad input, with one line `error: ...` on stderr (a wrong option is 2 as well); 1 any other failure, with
+its traceback; 130 on Ctrl-C, without a word.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mri_ds import __version__
+from mri_ds.cli import console, data, network, results, train
+from mri_ds.errors import InputError
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "synthesize": data.synthesize,
+    "shard": data.shard,
+    "info": network.info,
+    "train": train.train,
+    "evaluate": results.evaluate,
+    "predict": results.predict,
+}
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as err:
+            console.print_error(err)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="mri-ds",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def describe(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")] = False,
+) -> None:
+    """One network for many MRI tasks: make or shard data, train with DeepSpeed, evaluate, predict.
+
+    `mri-ds COMMAND --help` shows a command's options and an example.
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line in `args` (default: the process's own) and exits."""
+    app(args if args is not None else sys.argv[1:], prog_name="mri-ds")

@@ -1,0 +1,87 @@
+"""Commands that use a trained run: `evaluate` (figures on held-out subjects) and `predict` (from NIfTI files to files)."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mri_ds.cli import console
+from mri_ds.errors import InputError
+
+Checkpoint = Annotated[Path, typer.Option("--checkpoint", metavar="RUN", help="Run folder that `mri-ds train` wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Annotated[Path, typer.Option("--data", help="Folder of shards.")] = Path("shards"),
+    split: Annotated[str, typer.Option("--split", help="`test` or `train`.")] = "test",
+    picture: Annotated[Path | None, typer.Option("--picture", metavar="PNG", help="Draw a subject of the split here.")] = None,
+    json: Json = False,
+) -> None:
+    """Score a run on subjects it never saw, each figure beside that of a constant predictor.
+
+    Example: `mri-ds evaluate --checkpoint runs/first --data shards --picture case.png`
+    """
+    if picture is not None:
+        console.output_folder(picture.parent)
+    with console.stdout_for_result():
+        from mri_ds.evaluation import evaluate as evaluation
+        from mri_ds.inference.run import load_run
+
+        run = load_run(checkpoint)
+        with console.progress("evaluate") as report:
+            result = evaluation.evaluate(run, data, split=split, progress=report)
+        drawn = evaluation.draw_first_case(run, data, split, picture) if picture is not None else None
+    if json:
+        console.print_json({**result, "picture": str(drawn) if drawn else None})
+        return
+    from mri_ds.evaluation.table import print_result
+
+    print_result(result)
+    if drawn:
+        print(f"Picture: {drawn}")
+
+
+def predict(
+    checkpoint: Checkpoint,
+    inputs: Annotated[list[Path], typer.Option("--input", metavar="PATH", help="NIfTI file; more may follow it.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder to write into.")],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="PATH", help="Further NIfTI files.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """Predict NIfTI files: a label map on each input's own grid, a JSON of the other tasks, a picture.
+
+    For a network of several channels give any one file of a subject, SUBJECT_CHANNEL.nii.gz: it finds the others beside it.
+
+    Example: `mri-ds predict --checkpoint runs/first --output predictions --input images/*_T1w.nii.gz`
+    """
+    console.output_folder(output)
+    with console.stdout_for_result():
+        from mri_ds.inference.predict import load_run, predict_file
+
+        run = load_run(checkpoint)
+        subjects = _one_per_subject([*inputs, *(more or [])], run.channels)
+        results = []
+        with console.progress("predict") as report:
+            for path in subjects:
+                results.append(predict_file(run, path, output))
+                report(len(results), len(subjects))
+    if json:
+        console.print_json({"subjects": results})
+        return
+    for result in results:
+        print("\n".join(result["files"].values()))
+
+
+def _one_per_subject(paths: list[Path], channels: list[str]) -> list[Path]:
+    """One path for each subject: the files of its other channels are read with it. Refuses two subjects of one name."""
+    from mri_ds.inference.predict import find_channels
+
+    chosen: dict[str, tuple[Path, list[Path]]] = {}
+    for path in paths:
+        subject_id, images = find_channels(path, channels)
+        first, known = chosen.setdefault(subject_id, (path, images))
+        if known != images:
+            raise InputError(f"would overwrite the results of {first}", where=path, fix="predict them into separate folders")
+    return [path for path, _ in chosen.values()]

@@ -1,0 +1,204 @@
+"""Every scientific choice of a run, as typed plain data; YAML in, YAML out.
+
+Speed (precision, ZeRO, expert parallelism, recomputation, micro-batch) is not here: it lives in `ds_configs/*.json`.
+A misspelt key is an error that names it and its nearest match.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mri_ds.errors import InputError
+
+TaskKind = Literal["segmentation", "classification", "regression"]
+Triple = tuple[int, int, int]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class TaskConfig(_Strict):
+    """One thing to learn. `classes` names every class in order (background first for segmentation); regression has none."""
+
+    kind: TaskKind
+    classes: list[str] = []
+    unit: str = ""  # of a regression target: "years", "mL"
+    class_prior: list[float] = []  # share of each class in training (voxels or subjects); sets the output bias
+    mean: float = 0.0  # of a regression target over the training subjects
+    std: float = Field(default=1.0, gt=0)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.classes) if self.kind != "regression" else 1
+
+
+class ModelConfig(_Strict):
+    """Architecture. `scale` names a row of SCALES; a field set here explicitly wins over the row."""
+
+    scale: str = "small"
+    in_channels: int = Field(default=1, ge=1)
+    embed_dim: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_experts: int = 64
+    expert_hidden: int = 256
+    top_k: int = 2
+    token_stride: Triple = (8, 8, 8)  # voxels from one token to the next; cubes are twice as long, so they overlap
+    stem_channels: int = 8  # full-resolution feature width; half resolution has 4 times as many
+    gradient_scales_mm: list[float] = [1.0, 2.0]
+    attention: Literal["full", "windowed"] = "full"
+    window: Triple = (4, 4, 4)  # tokens
+    drop_path: float = Field(default=0.1, ge=0, lt=1)
+    attention_dropout: float = Field(default=0.0, ge=0, lt=1)
+    use_gradients: bool = True
+    use_multi_scale: bool = True
+    use_moe: bool = True
+    use_kan: bool = True
+    use_cross_task: bool = True
+
+
+# params (total)      tiny: tests     32 M     85 M    200 M    500 M
+SCALES: dict[str, dict[str, int]] = {
+    "tiny": {"embed_dim": 32, "num_layers": 2, "num_heads": 2, "num_experts": 4, "expert_hidden": 32, "stem_channels": 4},
+    "small": {"embed_dim": 128, "num_layers": 4, "num_heads": 4, "num_experts": 64, "expert_hidden": 272, "stem_channels": 8},
+    "base": {"embed_dim": 256, "num_layers": 8, "num_heads": 8, "num_experts": 16, "expert_hidden": 736, "stem_channels": 8},
+    "large": {"embed_dim": 512, "num_layers": 12, "num_heads": 8, "num_experts": 8, "expert_hidden": 1024, "stem_channels": 16},
+    "xl": {"embed_dim": 768, "num_layers": 16, "num_heads": 12, "num_experts": 8, "expert_hidden": 1360, "stem_channels": 16},
+}
+
+
+class DataConfig(_Strict):
+    """What the network is shown. `auto` values come from the shards' manifest."""
+
+    spacing_mm: Literal["auto"] | tuple[float, float, float] = "auto"  # of the network's grid
+    patch: Literal["auto"] | Triple = "auto"  # voxels of that grid
+    clip_percentiles: tuple[float, float] = (0.5, 99.5)
+    augment: bool = True
+    flip_axes: list[Literal[0, 1, 2]] = []  # flips are drawn only where anatomy allows; 0 is left-right
+    foreground_prob: float = Field(default=0.5, ge=0, le=1)  # chance that a crop smaller than the volume is centred on foreground
+    num_workers: int = Field(default=0, ge=0)
+
+
+class LossConfig(_Strict):
+    """Weights of the terms inside one task; between tasks the weights are learned."""
+
+    dice: float = Field(default=1.0, ge=0)
+    cross_entropy: float = Field(default=1.0, ge=0)
+    boundary: float = Field(default=0.0, ge=0)
+    focal_gamma: float = Field(default=0.0, ge=0)  # 0 is plain cross-entropy
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    learn_task_weights: bool = True
+
+
+class TrainingConfig(_Strict):
+    """Optimisation. One step is one weight update on `global_batch` subjects, whatever the number of ranks."""
+
+    steps: int = Field(default=1000, ge=1)
+    global_batch: int = Field(default=4, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
+    min_lr_ratio: float = Field(default=0.01, ge=0, le=1)
+    warmup_fraction: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.02, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    balance_rate: float = Field(default=0.02, ge=0)  # step of the experts' selection bias, of the mean score; 0 is off
+    seed: int = 0
+    log_every: int = Field(default=10, ge=1)
+    image_every: int = Field(default=100, ge=1)
+    checkpoint_every: int = Field(default=100, ge=1)
+
+
+class RunConfig(_Strict):
+    """The whole science of one run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    tasks: dict[str, TaskConfig] = {}
+
+
+def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = (), scale: str | None = None) -> RunConfig:
+    """Reads YAML (or nothing), applies `section.key=value` overrides, fills the scale's row.
+
+    `scale` (from the command line or the JSON's name) gives way to a scale that the YAML states only when it is None.
+    Raises InputError for an unreadable file, an unknown key, a value out of range or an unknown scale.
+    """
+    raw = _read_yaml(Path(path)) if path is not None else {}
+    for item in overrides:
+        _apply_override(raw, item)
+    where = str(path) if path is not None else "--set"
+    model = raw.setdefault("model", {})
+    if isinstance(model, dict):
+        name = scale or model.get("scale", "small")
+        if name not in SCALES:
+            raise InputError(f"unknown scale {name!r}", where=where, fix=f"use one of {', '.join(SCALES)}")
+        raw["model"] = {**SCALES[name], **model, "scale": name}
+    return validate(raw, where=where)
+
+
+def validate(raw: Mapping[str, Any], *, where: str = "config") -> RunConfig:
+    """Plain mapping -> RunConfig. Raises InputError that names the first bad key, its value and the nearest valid key."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as err:
+        first = err.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(first["loc"][:-1])
+            raise InputError(f"unknown key {key!r}", where=where, fix=nearest(str(first["loc"][-1]), known)) from None
+        raise InputError(f"{key} = {first['input']!r}: {first['msg']}", where=where, fix=f"correct {key}") from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """RunConfig -> YAML text that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A fix for a misspelt word: its closest match, or all that is allowed."""
+    match = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {match[0]!r}?" if match else f"use one of {', '.join(sorted(known))}"
+
+
+def _known_keys(loc: Sequence[Any]) -> list[str]:
+    sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
+    section: Any = sections.get(str(loc[0])) if loc else RunConfig
+    if loc and loc[0] == "tasks":
+        section = TaskConfig
+    return list(section.model_fields) if section is not None else []
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as err:
+        raise InputError(err.strerror or str(err), where=path, fix="give an existing YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise InputError(f"is not YAML: {err}", where=path, fix="correct the syntax") from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise InputError(f"holds a {type(raw).__name__}, not a mapping", where=path, fix="write `section: {key: value}`")
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], item: str) -> None:
+    key, sep, text = item.partition("=")
+    if not sep or not key:
+        raise InputError(f"--set {item!r} has no value", fix="write --set section.key=value, as training.steps=200")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {item!r}: {text!r} is not a YAML value", fix="quote it") from None
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError(f"--set {item!r}: {parent!r} is not a section", fix="write section.key=value")
+    node[last] = value

@@ -1,0 +1,1 @@
+"""From files to batches: NIfTI, dataset layouts, synthetic subjects, preprocessing, shards, loading."""

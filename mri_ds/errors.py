@@ -1,0 +1,19 @@
+"""The one exception for input a user can mend: a file, a value, a fix.
+
+The command line prints it as a single line and exits with code 2; anything else is a failure of ours (code 1).
+"""
+
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Bad input: where it is, what is wrong with it, and how to mend it.
+
+    >>> str(InputError("image is 2-D (shape 64 x 64)", where="a.nii.gz", fix="give a 3-D volume"))
+    'a.nii.gz: image is 2-D (shape 64 x 64). Fix: give a 3-D volume.'
+    """
+
+    def __init__(self, what: str, *, where: str | Path = "", fix: str = "") -> None:
+        text = f"{where}: {what}" if str(where) else what
+        text = " ".join(text.split()).rstrip(".") + "."
+        super().__init__(f"{text} Fix: {fix}{'' if fix.endswith(('.', '?')) else '.'}" if fix else text)

@@ -1,0 +1,1 @@
+"""Held-out figures, tables and pictures of a trained network."""

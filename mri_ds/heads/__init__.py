@@ -1,0 +1,1 @@
+"""From features to one prediction per task."""

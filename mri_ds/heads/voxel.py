@@ -1,0 +1,38 @@
+"""Segmentation heads: one logit per class and voxel.
+
+Axes: B batch, c decoder width, K classes.
+In: features (B, c, D, H, W).  Out: {task: logits (B, K, D, H, W)}.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+
+class VoxelHeads(nn.Module):
+    """One 1x1x1 convolution per task, its bias at the log class prior.
+
+    The prior bias matters: on small structures, without it the first epochs predict background alone. A KAN per voxel would
+    cost more than the rest of the network, so KANs stay with the volume heads.
+    """
+
+    def __init__(self, in_channels: int, class_priors: Mapping[str, Sequence[float]]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({task: _head(in_channels, prior) for task, prior in class_priors.items()})
+
+    def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {task: head(features) for task, head in self.heads.items()}
+
+
+def log_prior(prior: Sequence[float], floor: float = 1e-4) -> list[float]:
+    """Log of each class's share, floored so that an absent class stays reachable."""
+    return [math.log(max(p, floor)) for p in prior]
+
+
+def _head(in_channels: int, prior: Sequence[float]) -> nn.Conv3d:
+    head = nn.Conv3d(in_channels, len(prior), 1)
+    with torch.no_grad():
+        head.bias.copy_(torch.tensor(log_prior(prior)))  # type: ignore[union-attr]
+    return head

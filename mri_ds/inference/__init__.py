@@ -1,0 +1,1 @@
+"""Users of a trained network: from a file to a prediction."""

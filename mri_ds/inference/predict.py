@@ -1,0 +1,119 @@
+"""From an image file to predictions in files, on the image's own grid.
+
+Axes: C channels, D H W voxels.
+In: a NIfTI of a network's channels, in any orientation.  Out: SUBJECT_TASK.nii.gz label maps with the input's shape, orientation
+and affine, SUBJECT.json with every task's result, SUBJECT.png to look at. Each file appears complete or not at all.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from mri_ds.data.layouts import SubjectFiles, load_subject
+from mri_ds.data.nifti import stem, write_label
+from mri_ds.data.preprocess import to_canonical
+from mri_ds.errors import InputError
+from mri_ds.inference.picture import draw_case
+from mri_ds.inference.run import Run, load_run
+from mri_ds.inference.subject import ClassScores, LabelMap, Prediction, Value, predict_sample
+from mri_ds.sample import Sample
+
+__all__ = ["ClassScores", "LabelMap", "Prediction", "Run", "Value", "load_run", "predict_file", "predict_sample"]
+
+
+def predict_file(run: Run, path: str | Path, out_dir: str | Path) -> dict[str, Any]:
+    """Predicts one subject and writes the results into `out_dir`; returns the content of SUBJECT.json and the written paths.
+
+    A network of several channels takes a 4-D NIfTI, or any one of its channels' files named SUBJECT_CHANNEL.nii.gz, beside
+    which it finds the others. Raises InputError for what is missing, unreadable or of another number of channels.
+    """
+    subject_id, images = find_channels(Path(path), run.channels)
+    sample = load_subject(SubjectFiles(subject_id=subject_id, images=images, labels={}, values={}), {})
+    _check_channels(sample, Path(path), run.channels)
+    canonical = to_canonical(sample)
+    predictions = predict_sample(run, canonical)
+
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"subject_id": subject_id, "tasks": {}, "files": {}}
+    for task, prediction in predictions.items():
+        result["tasks"][task] = describe(prediction, sample["affine"])
+        if isinstance(prediction, LabelMap):
+            file = out / f"{subject_id}_{task}.nii.gz"
+            write_label(file, to_input_grid(prediction.labels, sample["affine"]), sample["affine"])
+            result["files"][task] = str(file)
+    picture = _draw(out / f"{subject_id}.png", canonical, predictions)
+    if picture is not None:
+        result["files"]["picture"] = str(picture)
+    result["files"]["json"] = str(_write_json(out / f"{subject_id}.json", {key: result[key] for key in ("subject_id", "tasks")}))
+    return result
+
+
+def find_channels(path: Path, channels: list[str]) -> tuple[str, list[Path]]:
+    """The subject's name and its files: one (3-D or 4-D), or one per channel in the order of `channels`.
+
+    Raises InputError that names the first channel whose file is not there.
+    """
+    name = stem(path) or path.name  # a name that is no NIfTI's is refused, with its reason, when it is read
+    suffix = path.name[len(name) :]
+    channel = next((c for c in channels if name.endswith(f"_{c}")), None)
+    if channel is None:
+        return name, [path]
+    subject_id = name.removesuffix(f"_{channel}")
+    files = [path.with_name(f"{subject_id}_{c}{suffix}") for c in channels]
+    for channel, file in zip(channels, files):
+        if not file.is_file():
+            fix = f"the network was trained on {', '.join(channels)}: put them side by side"
+            raise InputError(f"no such file: channel {channel} of subject {subject_id}", where=file, fix=fix)
+    return subject_id, files
+
+
+def to_input_grid(labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Undoes `to_canonical` for a label map (D, H, W): `affine` is that of the input. Axes move and flip; no voxel changes."""
+    canonical = np.array([[0, 1], [1, 1], [2, 1]])
+    back = nib.orientations.ornt_transform(canonical, nib.orientations.io_orientation(affine))
+    return np.ascontiguousarray(nib.orientations.apply_orientation(labels, back))
+
+
+def describe(prediction: Prediction, affine: np.ndarray) -> dict[str, Any]:
+    """A prediction as plain JSON: volumes in mL per class, or class and probabilities, or value and unit."""
+    if isinstance(prediction, LabelMap):
+        voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+        counts = np.bincount(prediction.labels.ravel(), minlength=len(prediction.classes))
+        volumes = {name: round(float(n) * voxel_ml, 4) for name, n in zip(prediction.classes, counts)}
+        return {"kind": "segmentation", "volume_ml": {name: volumes[name] for name in prediction.classes[1:]}}
+    if isinstance(prediction, ClassScores):
+        probabilities = {name: float(p) for name, p in zip(prediction.classes, prediction.probabilities)}
+        return {"kind": "classification", "class": prediction.class_name, "probabilities": probabilities}
+    return {"kind": "regression", "value": prediction.value, "unit": prediction.unit}
+
+
+def _check_channels(sample: Sample, path: Path, channels: list[str]) -> None:
+    found = sample["image"].shape[0]
+    if found != len(channels):
+        names = ", ".join(channels)
+        fix = f"give a 4-D NIfTI with the channels {names} in this order"
+        if len(channels) > 1:
+            fix += f", or one file per channel named as SUBJECT_{channels[0]}.nii.gz"
+        raise InputError(f"has {found} channel(s), and the network was trained on {len(channels)} ({names})", where=path, fix=fix)
+
+
+def _draw(path: Path, canonical: Sample, predictions: dict[str, Prediction]) -> Path | None:
+    """The first segmentation over the first channel; nothing when the network segments nothing."""
+    for task, prediction in predictions.items():
+        if isinstance(prediction, LabelMap):
+            title = f"{canonical['subject_id']} · {task}"
+            image, spacing_mm = canonical["image"][0], canonical["spacing_mm"]
+            return draw_case(path, image, None, prediction.labels, prediction.classes, title, spacing_mm=spacing_mm)
+    return None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> Path:
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    os.replace(partial, path)
+    return path

@@ -1,0 +1,64 @@
+"""Classification metrics that do not flatter the majority class.
+
+Axes: N subjects (or voxels), K classes.
+In: truth (N,) and prediction (N,) as class indices, or probabilities (N, K).  Out: floats; nan where a figure is not defined.
+Source: Brodersen et al. 2010 (balanced accuracy); Hand and Till 2001 and Mann and Whitney 1947 (AUC as a rank statistic).
+"""
+
+import numpy as np
+from scipy.stats import rankdata
+
+
+def balanced_accuracy(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> float:
+    """Mean recall over the classes that occur in `truth`, 0..1; nan without subjects.
+
+    >>> balanced_accuracy(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0]), num_classes=2)
+    0.5
+    """
+    confusion = confusion_matrix(truth, prediction, num_classes)
+    support = confusion.sum(axis=1)
+    present = support > 0
+    return float(np.mean(np.diag(confusion)[present] / support[present])) if present.any() else float("nan")
+
+
+def roc_auc_ovr(truth: np.ndarray, probabilities: np.ndarray) -> float:
+    """Area under the ROC curve, one class against the rest, averaged over classes with equal weight (macro), 0..1.
+
+    truth (N,) class indices; probabilities (N, K), or any scores. A class that is absent from `truth`, or that is all of it,
+    has no ROC curve and is left out of the mean; nan when no class has one.
+
+    >>> roc_auc_ovr(np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.6, 0.4], [0.65, 0.35], [0.2, 0.8]]))
+    0.75
+    """
+    if probabilities.ndim != 2 or len(probabilities) != len(truth):
+        raise ValueError(f"probabilities of shape {probabilities.shape} for {len(truth)} subjects: give (N, K)")
+    areas = [_auc(truth == k, probabilities[:, k]) for k in range(probabilities.shape[1])]
+    defined = [area for area in areas if not np.isnan(area)]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts (K, K) int64: row is the true class, column the predicted one. Arrays of any (equal) shape.
+
+    Raises ValueError for unequal shapes or an index outside 0..K-1.
+
+    >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 0, 1]), num_classes=2).tolist()
+    [[1, 0], [1, 1]]
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ in shape: bring them to one grid")
+    for name, labels in (("truth", truth), ("prediction", prediction)):
+        if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
+            raise ValueError(f"{name} holds classes {labels.min()}..{labels.max()}, outside 0..{num_classes - 1}")
+    pairs = truth.ravel().astype(np.int64) * num_classes + prediction.ravel()
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _auc(is_positive: np.ndarray, scores: np.ndarray) -> float:
+    """Share of (positive, negative) pairs that the scores order correctly; a tie counts half."""
+    num_positive = int(is_positive.sum())
+    num_negative = len(is_positive) - num_positive
+    if num_positive == 0 or num_negative == 0:
+        return float("nan")
+    rank_sum = rankdata(scores)[is_positive].sum()  # midranks: this is where a tie becomes a half
+    return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))

@@ -1,0 +1,66 @@
+"""Optimised cube embedding: three scales of overlapping 3-D cubes, fused onto one token grid.
+
+Axes: B batch, c stem width, D token width, N = d * h * w tokens; s is the token stride in voxels, a cube is 2s voxels long.
+In: half-resolution features (B, 4c, D/2, H/2, W/2), sides divisible by s/2.  Out: tokens (B, N, D), their grid (d, h, w), and
+the finer map (B, D/4, 2d, 2h, 2w) as a skip for the decoder.
+Scales: cubes of 2s, s and 4s voxels with strides s, s/2 and 2s. The double cube is read at half sampling (averaged by two), so
+that every scale spends the same weights on its cube and cost stays even.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import nn
+
+Grid = tuple[int, int, int]
+
+
+class OptimizedCubeEmbedding(nn.Module):
+    """Half-resolution features -> (tokens, grid, finer map).
+
+    Learned positions live on a small grid and are interpolated to the token grid, so any volume size fits.
+    """
+
+    def __init__(self, in_channels: int, dim: int, *, stride: Grid, multi_scale: bool = True, position_grid: int = 6) -> None:
+        super().__init__()
+        if any(s < 4 or s % 4 for s in stride):
+            raise ValueError(f"token stride {stride}: every side must be a multiple of 4 voxels")
+        self.half_stride = half = (stride[0] // 2, stride[1] // 2, stride[2] // 2)  # the stride in half-resolution voxels
+        self.cube = CubeConv(in_channels, dim, stride=half)
+        self.fine = CubeConv(in_channels, dim // 4, stride=(half[0] // 2, half[1] // 2, half[2] // 2))
+        self.fine_to_token = nn.Conv3d(dim // 4, dim, 2, stride=2)
+        self.coarse = CubeConv(in_channels, dim, stride=half) if multi_scale else None
+        self.positions = nn.Parameter(torch.randn(1, dim, *[position_grid] * 3) * 0.02)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, Grid, torch.Tensor]:
+        fine = self.fine(features)
+        tokens = self.cube(features)
+        tokens = tokens + self.fine_to_token(fine)
+        if self.coarse is not None:
+            tokens = tokens + self._coarse_at(features, tokens.shape[2:])
+        grid = (tokens.shape[2], tokens.shape[3], tokens.shape[4])
+        tokens = tokens + F.interpolate(self.positions.float(), size=grid, mode="trilinear", align_corners=False).to(tokens)
+        return self.norm(rearrange(tokens, "b c d h w -> b (d h w) c")), grid, fine
+
+    def _coarse_at(self, features: torch.Tensor, grid: torch.Size) -> torch.Tensor:
+        """The double cubes' map on the token grid; an odd grid is read one stride further, over repeated edges."""
+        missing = [(n % 2) * s for n, s in zip(grid, self.half_stride, strict=True)]
+        features = F.pad(features, [p for m in reversed(missing) for p in (0, m)], mode="replicate") if any(missing) else features
+        halved = reduce(features, "b c (d i) (h j) (w k) -> b c d h w", "mean", i=2, j=2, k=2)  # avg_pool3d has no bf16 on CPU
+        coarse = F.interpolate(self.coarse(halved), scale_factor=2, mode="nearest")  # type: ignore[misc]
+        return coarse[:, :, : grid[0], : grid[1], : grid[2]]
+
+
+class CubeConv(nn.Module):
+    """Overlapping cubes as one convolution: kernel 2 * stride, padded so that N voxels give N / stride cubes."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: Grid) -> None:
+        super().__init__()
+        kernel = (2 * stride[0], 2 * stride[1], 2 * stride[2])
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride=stride)
+        # F.pad takes the last axis first; stride/2 before and the rest behind centre each cube on its stride
+        self.pad = [p for s in reversed(stride) for p in (s // 2, s - s // 2)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.pad(x, self.pad))  # type: ignore[no-any-return]

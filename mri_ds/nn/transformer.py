@@ -1,0 +1,115 @@
+"""Transformer encoder over a 3-D token grid, with recomputation.
+
+Axes: B batch, N = d * h * w tokens, D width.
+In: tokens (B, N, D) and their grid (d, h, w).  Out: tokens (B, N, D).
+Source: pre-norm blocks; LayerScale (Touvron et al. 2021); stochastic depth (Huang et al. 2016); axial rotary positions, SwiGLU
+and drop path as in Primus (Wald et al. 2025).
+"""
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mri_ds.nn.attention import FlashAttention, SparseAttention
+from mri_ds.nn.moe import Experts, MixtureOfExperts
+
+Grid = tuple[int, int, int]
+Recompute = Literal["none", "block"]
+
+
+class Encoder(nn.Module):
+    """A stack of blocks. `recompute = "block"` keeps only the blocks' inputs and runs each again in the backward pass."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        num_experts: int,
+        expert_hidden: int,
+        top_k: int,
+        use_moe: bool = True,
+        window: Grid | None = None,
+        drop_path: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.recompute: Recompute = "none"
+        self.blocks = nn.ModuleList(
+            EncoderBlock(
+                attention=FlashAttention(dim, num_heads, dropout=attention_dropout)
+                if window is None
+                else SparseAttention(dim, num_heads, window=window, shift=bool(i % 2), dropout=attention_dropout),
+                feed_forward=MixtureOfExperts(dim, num_experts=num_experts, expert_hidden=expert_hidden, top_k=top_k)
+                if use_moe
+                else FeedForward(dim, expert_hidden * top_k),
+                dim=dim,
+                drop_path=drop_path * i / max(1, num_layers - 1),  # linearly deeper
+            )
+            for i in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
+        for block in self.blocks:
+            if self.recompute == "block" and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, grid, use_reentrant=False)
+            else:
+                tokens = block(tokens, grid)
+        return self.norm(tokens)  # type: ignore[no-any-return]
+
+
+class EncoderBlock(nn.Module):
+    """x + attention(norm x), then x + feed_forward(norm x); each branch scaled per channel and dropped per sample."""
+
+    def __init__(self, *, attention: nn.Module, feed_forward: nn.Module, dim: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm1, self.attention, self.scale1 = nn.LayerNorm(dim), attention, LayerScale(dim)
+        self.norm2, self.moe, self.scale2 = nn.LayerNorm(dim), feed_forward, LayerScale(dim)
+        self.drop = StochasticDepth(drop_path)
+
+    def forward(self, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
+        tokens = tokens + self.drop(self.scale1(self.attention(self.norm1(tokens), grid)))
+        return tokens + self.drop(self.scale2(self.moe(self.norm2(tokens))))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """One dense SwiGLU network, (B, N, D) -> (B, N, D): the expert layer with a single expert and no router."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.experts = Experts(dim, num_experts=1, hidden=hidden)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        rows = tokens.reshape(-1, tokens.shape[-1])
+        return self.experts(rows, torch.tensor([rows.shape[0]])).view_as(tokens)  # type: ignore[no-any-return]
+
+
+class LayerScale(nn.Module):
+    """A learned gain per channel that starts small, so that deep stacks start near the identity."""
+
+    def __init__(self, dim: int, initial: float = 0.1) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.gain
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch per sample with chance `prob` in training; scales the kept ones so the expectation stays."""
+
+    def __init__(self, prob: float) -> None:
+        super().__init__()
+        if not 0 <= prob < 1:
+            raise ValueError(f"drop probability {prob}: choose 0 <= prob < 1")
+        self.prob = prob
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.prob == 0:
+            return branch
+        keep = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) >= self.prob
+        return branch * (keep / (1 - self.prob)).to(branch.dtype)

@@ -1,0 +1,1 @@
+"""How it runs: the only place that imports deepspeed or torch.distributed."""

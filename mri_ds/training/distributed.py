@@ -1,0 +1,86 @@
+"""Ranks: who am I, how do we start, how do we agree.
+
+Every launcher (deepspeed, torchrun, srun, none) ends up here; without one, a single process is a world of one.
+"""
+
+import os
+import shutil
+import socket
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+TIMEOUT_S = 600
+
+
+def prepare_environment() -> None:
+    """Sets what DeepSpeed reads at import; call before importing it.
+
+    One folder of compiled operators per Python environment, because two environments that share one rebuild each other's.
+    Locks that a killed build left there make every later start hang without a word, so on one node rank 0 removes them.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions")))
+    bin_dir = str(Path(sys.executable).parent)
+    if shutil.which("ninja") is None:  # started by full path, without the environment's bin folder on PATH
+        os.environ["PATH"] = f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}"
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        for lock in folder.glob("*/lock"):
+            lock.unlink(missing_ok=True)
+        os.environ.setdefault("RANK", "0")
+        os.environ.setdefault("LOCAL_RANK", "0")
+        os.environ.setdefault("WORLD_SIZE", "1")
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+
+
+def start() -> None:
+    """Joins the process group (gloo on CPU, NCCL on GPU); a no-op when already joined."""
+    prepare_environment()
+    import deepspeed
+
+    if not torch.distributed.is_initialized():
+        deepspeed.init_distributed(timeout=timedelta(seconds=TIMEOUT_S), verbose=False)
+
+
+def stop() -> None:
+    """Leaves the process group; a rank that skips this makes its peers report a broken connection at exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def device() -> torch.device:
+    """This rank's device: its own GPU, or the CPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def average(values: dict[str, float]) -> dict[str, float]:
+    """Mean over ranks of each entry; every rank must hold the same keys."""
+    if world_size() == 1:
+        return values
+    keys = sorted(values)
+    packed = torch.tensor([values[k] for k in keys], dtype=torch.float64, device=device())
+    torch.distributed.all_reduce(packed)
+    return dict(zip(keys, (packed / world_size()).tolist(), strict=True))
+
+
+def barrier() -> None:
+    if torch.distributed.is_initialized() and world_size() > 1:
+        torch.distributed.barrier()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])

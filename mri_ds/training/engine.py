@@ -1,0 +1,50 @@
+"""From an objective and a resolved JSON to a DeepSpeed engine.
+
+DeepSpeed is given the whole objective (net, losses, learned task weights), so that everything learned is sharded, trained and
+saved alike.
+"""
+
+import logging
+from typing import Any
+
+from torch import nn
+
+from mri_ds.config import RunConfig
+from mri_ds.losses import MultiTaskLoss
+from mri_ds.mri_network import BaseMRINet
+from mri_ds.objectives.supervised import SupervisedObjective
+from mri_ds.training import ds_config as ds
+from mri_ds.training.expert_parallel import install_expert_product
+
+
+def build_objective(config: RunConfig) -> SupervisedObjective:
+    """The network of `config` and its losses, on one device, weights drawn from the global generator."""
+    tasks = {name: {"kind": task.kind, "std": task.std} for name, task in config.tasks.items()}
+    return SupervisedObjective(BaseMRINet(config.model, config.tasks), MultiTaskLoss(tasks, **config.loss.model_dump()))
+
+
+def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
+    """Hands the objective to DeepSpeed: ZeRO, AutoEP, precision, optimiser and schedule as `resolved` says."""
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    objective.net.encoder.recompute = resolved["activation_checkpointing"]["level"]  # type: ignore[union-attr]
+    engine, *_ = deepspeed.initialize(
+        model=objective,
+        model_parameters=parameter_groups(objective, resolved["optimizer"]["params"]["weight_decay"]),
+        config=ds.for_deepspeed(resolved),
+    )
+    install_expert_product(engine.module)
+    return engine
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels; none for gains, biases, positions and task weights."""
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, p in module.named_parameters():
+        (plain if p.ndim < 2 or name.endswith("positions") else decay).append(p)
+    return [
+        {"name": "decay", "params": decay, "weight_decay": weight_decay},
+        {"name": "plain", "params": plain, "weight_decay": 0.0},
+    ]

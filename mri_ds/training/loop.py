@@ -1,0 +1,256 @@
+"""Training: one run folder from shards and configuration to weights.
+
+Everything that happens at intervals (log, picture, checkpoint) stands in `_train`; one weight update stands in `train_step`.
+"""
+
+import json
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mri_ds.config import SCALES, RunConfig, dump_config, load_config, nearest, validate
+from mri_ds.data.index import ShardDataset
+from mri_ds.data.loader import make_loader
+from mri_ds.data.manifest import Manifest, read_manifest
+from mri_ds.data.preprocess import propose
+from mri_ds.errors import InputError
+from mri_ds.sample import Batch
+from mri_ds.training import checkpoint, distributed, ds_config
+from mri_ds.training.engine import build_engine, build_objective
+from mri_ds.training.expert_parallel import balance
+from mri_ds.training.progress import Progress
+from mri_ds.training.tracker import Tracker
+
+
+def train(
+    config_path: Path | None,
+    overrides: list[str],
+    scale: str | None,
+    ds_config_path: Path,
+    data: Path,
+    run_dir: Path,
+    *,
+    resolve_only: bool = False,
+) -> dict[str, Any]:
+    """Trains, or goes on from the run folder's last checkpoint, and leaves RUN/model.safetensors.
+
+    `scale` None is taken from the JSON's name. `resolve_only` returns {"run", "ds_config"} as they would be used, without
+    touching the network. Raises InputError for anything a user can mend before the first step.
+    """
+    raw = ds_config.read(ds_config_path)
+    if scale is None:
+        scale = ds_config_path.stem
+        if scale not in SCALES:
+            raise InputError(f"the name {scale!r} is no scale", where=ds_config_path, fix=f"add --scale {{{'|'.join(SCALES)}}}")
+    config = load_config(config_path, overrides=overrides, scale=scale)
+    manifest = read_manifest(data) if not resolve_only or (data / "manifest.json").is_file() else None
+    if manifest is not None:
+        config = complete(config, manifest, where=data)
+    resolved = ds_config.resolve(raw, config, world_size=distributed.world_size(), where=ds_config_path)
+    if resolve_only or manifest is None:
+        return {"run": config.model_dump(mode="json"), "ds_config": resolved}
+    distributed.start()
+    try:
+        return _train(config, resolved, manifest, data, run_dir)
+    finally:
+        distributed.stop()
+
+
+def complete(config: RunConfig, manifest: Manifest, *, where: Path) -> RunConfig:
+    """Fills what the data decides: tasks with their statistics, channels, spacing, patch, token stride.
+
+    A task of the YAML must exist in the shards; without any, all of the shards' tasks are trained.
+    """
+    for name in config.tasks:
+        if name not in manifest.tasks:
+            raise InputError(f"task {name!r} is not in the shards", where=where, fix=nearest(name, list(manifest.tasks)))
+    names = list(config.tasks) or list(manifest.tasks)
+    raw = config.model_dump(mode="json")
+    raw["tasks"] = {name: manifest.tasks[name].model_dump(mode="json") for name in names}
+    raw["model"]["in_channels"] = len(manifest.channels)
+    given = {key: raw["data"][key] for key in ("spacing_mm", "patch") if raw["data"][key] != "auto"}
+    for key, value in propose(manifest, **given).items():
+        section = "model" if key in raw["model"] else "data"
+        if raw[section][key] == "auto":
+            raw[section][key] = list(value)
+    return validate(raw, where=str(where))
+
+
+def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data: Path, run_dir: Path) -> dict[str, Any]:
+    training, rank, world = config.training, distributed.rank(), distributed.world_size()
+    _prepare_run_folder(run_dir, config, resolved, manifest)
+    torch.manual_seed(training.seed)  # every rank draws the same weights; DeepSpeed then shards them
+    engine = build_engine(build_objective(config), resolved)
+    start = checkpoint.resume(engine, run_dir)
+    tracker = Tracker(run_dir, is_writer=rank == 0, start_step=start)
+    progress = Progress(training.steps, start, is_shown=rank == 0)
+    if start:
+        progress.say(f"resuming from step {start} of {training.steps} ({run_dir / 'checkpoints'})")
+    batches = make_loader(
+        ShardDataset(data, "train"),
+        config.data,
+        config.tasks,
+        seed=training.seed,
+        global_batch=training.global_batch,
+        micro_batch=resolved["train_micro_batch_size_per_gpu"],
+        rank=rank,
+        world_size=world,
+        start_step=start,
+    )
+    window = _Window()
+    for step in range(start + 1, training.steps + 1):
+        torch.manual_seed(np.random.SeedSequence([training.seed, step, rank]).generate_state(1)[0].item())
+        losses, probe = train_step(engine, batches, window)
+        loads = balance(engine.module, rate=training.balance_rate)
+        if step % training.log_every == 0 or step == training.steps:
+            scalars = window.scalars(engine, config, loads, losses)
+            _check_finite(scalars["loss"], step)
+            tracker.scalars(step, scalars)
+            progress.update(step, scalars)
+        if step % training.image_every == 0 or step == training.steps:
+            picture = draw_probe(engine.module.net, probe)
+            if picture is not None:
+                tracker.image(step, "prediction", picture)
+        if step % training.checkpoint_every == 0 and step < training.steps:
+            checkpoint.save(engine, run_dir, step)
+    if start < training.steps:
+        checkpoint.save(engine, run_dir, training.steps)
+    checkpoint.export(engine, run_dir)
+    tracker.close()
+    progress.close()
+    return {"run": str(run_dir), "steps": training.steps, "resumed_from": start}
+
+
+def train_step(engine: Any, batches: Iterator[Batch], window: "_Window") -> tuple[dict[str, float], Batch]:
+    """One weight update, made of `gradient_accumulation_steps` micro-batches; mean losses of this rank, and the last batch."""
+    sums: dict[str, float] = defaultdict(float)
+    count = engine.gradient_accumulation_steps()
+    for _ in range(count):
+        with window.time("data"):
+            batch = next(batches)
+        with window.time("forward"):
+            losses = engine(_to_device(batch))
+        with window.time("backward"):
+            engine.backward(losses["loss"])
+        with window.time("step"):
+            engine.step()  # weights move only on the last micro-batch
+        for key, value in losses.items():
+            sums[key] += float(value) / count
+    window.voxels += count * batch["image"].numel()
+    window.steps += 1
+    return dict(sums), batch
+
+
+class _Window:
+    """What happened since the last log line: wall time by part, voxels, steps."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.voxels = self.steps = 0
+        self.since = time.perf_counter()
+
+    def time(self, part: str) -> "_Timer":
+        return _Timer(self.seconds, part)
+
+    def scalars(self, engine: Any, config: RunConfig, loads: dict[str, float], losses: dict[str, float]) -> dict[str, float]:
+        """Averages over ranks, one flat dict of TensorBoard names; starts a new window."""
+        elapsed = time.perf_counter() - self.since
+        mean = distributed.average({"voxels": self.voxels / elapsed, **losses})
+        out = {"loss": mean["loss"]}
+        for task in config.tasks:
+            out[f"loss/{task}"] = mean[task]
+            out[f"task_weight/{task}"] = mean[f"weight/{task}"]
+        out["learning_rate"] = engine.get_lr()[0]
+        out["gradient_norm"] = float(engine.get_global_grad_norm() or 0.0)
+        out |= {f"expert_load/{layer}": load for layer, load in loads.items()}
+        out["throughput/voxels_per_s"] = mean["voxels"] * distributed.world_size()
+        out["throughput/step_s"] = elapsed / self.steps
+        out |= {f"time_share/{part}": s / elapsed for part, s in self.seconds.items()}
+        self._reset()
+        return out
+
+
+class _Timer:
+    def __init__(self, seconds: dict[str, float], part: str) -> None:
+        self.seconds, self.part = seconds, part
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        self.seconds[self.part] += time.perf_counter() - self.start
+
+
+@torch.no_grad()
+def draw_probe(net: Any, batch: Batch) -> np.ndarray | None:
+    """Middle slice of the batch's first image beside truth and prediction, (H, 3W, 3) uint8. Every rank must call it."""
+    batch = _to_device(batch)
+    dtype = next(net.parameters()).dtype
+    net.eval()
+    out = net(batch["image"].to(dtype), batch["spacing_mm"])
+    net.train()
+    tasks = [t for t, x in out.items() if x.ndim == 5]
+    if not tasks:
+        return None
+    task = tasks[0]
+    middle = batch["image"].shape[-1] // 2
+    gray = batch["image"][0, 0, :, :, middle].float()
+    gray = (gray - gray.min()) / (gray.max() - gray.min()).clamp_min(1e-6)
+    truth = batch["targets"][task][0, :, :, middle]
+    guess = out[task][0, :, :, :, middle].argmax(0)
+    panels = [_colour(gray, None), _colour(gray, truth), _colour(gray, guess)]
+    return np.concatenate([np.rot90(p) for p in panels], axis=1)
+
+
+PALETTE = np.array(
+    [[0, 0, 0], [230, 60, 60], [70, 160, 255], [80, 200, 90], [250, 200, 50], [190, 100, 240], [255, 130, 30], [120, 230, 230]]
+)
+
+
+def _colour(gray: torch.Tensor, labels: torch.Tensor | None) -> np.ndarray:
+    rgb = np.repeat(gray.cpu().numpy()[..., None], 3, axis=-1) * 255
+    if labels is not None:
+        index = labels.cpu().numpy()
+        rgb = np.where(index[..., None] > 0, 0.5 * rgb + 0.5 * PALETTE[(index - 1) % 7 + 1], rgb)
+    return np.asarray(rgb, dtype=np.uint8)
+
+
+def _to_device(batch: Batch) -> Batch:
+    device = distributed.device()
+
+    def move(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: move(v) for k, v in value.items()}
+        return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
+    return move({k: v for k, v in batch.items() if k != "subject_id"})  # type: ignore[no-any-return]
+
+
+def _prepare_run_folder(run_dir: Path, config: RunConfig, resolved: dict[str, Any], manifest: Manifest) -> None:
+    """Writes the merged configuration; refuses a folder that holds another run's."""
+    path, text = run_dir / "config.yaml", dump_config(config)
+    if distributed.rank() == 0:
+        if path.is_file() and (run_dir / "checkpoints").is_dir() and path.read_text() != text:
+            raise InputError("holds a run of another configuration", where=run_dir, fix="choose another --run, or remove it")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        (run_dir / "ds_config.json").write_text(json.dumps(resolved, indent=2) + "\n")
+        (run_dir / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")
+        (run_dir / "model.safetensors").unlink(missing_ok=True)
+        if shutil.disk_usage(run_dir).free < 2**30:
+            raise InputError("less than 1 GiB of disk is free", where=run_dir, fix="free some, or choose another --run")
+    distributed.barrier()
+
+
+def _check_finite(loss: float, step: int) -> None:
+    if not np.isfinite(loss):
+        raise RuntimeError(f"the loss is {loss} at step {step}: lower training.lr, or train in fp32 (bf16.enabled false)")

@@ -1,0 +1,55 @@
+"""Package metadata. `pip install -e .` after `pip install torch==2.13.0`; `bash tools/setup.sh` does both."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "mri_ds/__init__.py").read_text()).group(1)  # type: ignore[union-attr]
+
+setup(
+    name="mri_ds",
+    version=VERSION,
+    description="Multi-task MRI transformer trained with DeepSpeed: expert parallelism, ZeRO-3, WebDataset shards",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["mri_ds", "mri_ds.*"]),
+    install_requires=[
+        "torch>=2.11,<2.14",  # the cap keeps a bare install from pulling a newer CUDA build
+        "deepspeed>=0.19,<0.20",
+        "einops>=0.8",
+        "nibabel>=5.3",
+        "numpy>=2",
+        "scipy>=1.14",
+        "webdataset>=1.0",
+        "zstandard>=0.23",
+        "safetensors>=0.5",
+        "tensorboard>=2.18",
+        "pyyaml>=6",
+        "pydantic>=2.10",
+        "mpi4py>=4.1",
+        "matplotlib>=3.9",
+        "scikit-learn>=1.5",
+        "typer>=0.15",
+        "rich>=13",
+        "ninja",
+    ],
+    extras_require={
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6",
+            "ruff>=0.17,<0.18",
+            "mypy>=2.4,<3",
+            "types-PyYAML",
+            "mpich>=4.3",
+            "monai>=1.5",
+            "medpy>=0.5",
+        ]
+    },
+    entry_points={"console_scripts": ["mri-ds = mri_ds.cli.main:main"]},
+)
