@@ -105,7 +105,7 @@ class TrainingConfig(_Strict):
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.02, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
-    balance_rate: float = Field(default=0.02, ge=0)  # step of the experts' selection bias, of the mean score; 0 is off
+    balance_rate: float = Field(default=0.1, ge=0)  # step of the experts' selection bias, of the mean score; 0 is off
     seed: int = 0
     log_every: int = Field(default=10, ge=1)
     image_every: int = Field(default=100, ge=1)

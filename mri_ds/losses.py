@@ -200,7 +200,8 @@ def _dice(sums: VoxelSums, *, smooth: float = SMOOTH, include_background: bool =
 def _cross_entropy(sums: VoxelSums, *, label_smoothing: float, gamma: float) -> Tensor:
     log_prob = sums.log_prob
     if gamma:
-        log_prob = log_prob * (-torch.expm1(log_prob)).clamp(min=0) ** gamma
+        miss = (-torch.expm1(log_prob)).clamp(min=torch.finfo(log_prob.dtype).tiny)  # not 0: 0 ** (gamma - 1) is infinite
+        log_prob = log_prob * miss**gamma
     loss = -log_prob.mean(dim=1)
     return torch.lerp(loss, -sums.mean_log_prob, label_smoothing) if label_smoothing else loss
 

@@ -139,6 +139,13 @@ def test_finite_at_certain_logits_and_in_half_precision(dtype, present, sign):
         torch.testing.assert_close(loss.detach(), torch.full((2,), expected), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_gradient_of_a_certain_voxel_is_zero_not_nan(gamma):
+    logits = torch.tensor([60.0, -60.0]).view(1, 2, 1, 1, 1).requires_grad_()
+    cross_entropy_loss(logits, torch.zeros(1, 1, 1, 1, dtype=torch.int64), gamma=gamma).sum().backward()
+    assert logits.grad is not None and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
 def test_dice_keeps_its_digits_on_large_volumes():
     # A million voxels of one value: a running float32 sum would be off in the fourth digit.
     logits = torch.zeros(1, 2, 100, 100, 100)

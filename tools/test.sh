@@ -5,4 +5,4 @@ arguments=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" --dev
 cd "$root"
 export OMP_NUM_THREADS=1 # two workers, and ranks of their own below them, share the cores
-exec "$venv/bin/python" -m pytest -n 2 --dist worksteal ${arguments[@]+"${arguments[@]}"}
+exec "$venv/bin/python" -m pytest -n 2 --dist loadfile ${arguments[@]+"${arguments[@]}"}

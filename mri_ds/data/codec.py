@@ -68,14 +68,12 @@ def _read_npy(stream: zstandard.ZstdDecompressionReader, size: int, where: str) 
         if version != (1, 0):  # later versions state header lengths up to 4 GiB
             raise ValueError(f"npy version {version}")
         shape, is_fortran, dtype = npy.read_array_header_1_0(stream)
-    except ValueError as err:
+    except Exception as err:  # on broken headers numpy's parser raises half a dozen kinds
         raise InputError(f"is not a plain .npy array ({err})", where=where, fix=FIX) from None
     if dtype.name not in DTYPES or not dtype.isnative:
         raise InputError(f"holds {dtype.str}", where=where, fix=f"store one of {', '.join(DTYPES)}, little-endian")
     num_bytes = math.prod(shape) * dtype.itemsize
-    if (
-        min(shape, default=0) < 0 or not 0 <= size - num_bytes <= 10 + 2**16
-    ):  # what precedes the voxels: magic, version, length, and a header of 16-bit length
+    if min(shape, default=0) < 0 or stream.tell() + num_bytes != size:
         raise InputError(f"states shape {shape} of {dtype} but holds {size} bytes", where=where, fix=FIX)
     array = np.empty(num_bytes, dtype=np.uint8)
     if _fill(array, stream) != num_bytes or stream.read(1):

@@ -109,7 +109,10 @@ class _Positions(Dataset[dict[str, Any]]):
             patch = self.source.draw(self._subject(position), np.random.default_rng([self.seed, position]))
         except InputError as err:  # raised in a worker it would come back buried in a traceback: see _raising
             return {"error": err}
-        return {**patch, "mask": {task: torch.tensor(self._weight(task, position), dtype=torch.float32) for task in self.presence}}
+        return {
+            **patch,
+            "mask": {task: torch.tensor(self._weight(task, position), dtype=torch.float32) for task in self.presence},
+        }
 
     def _subject(self, position: int) -> int:
         return position_to_sample(position, num_samples=self.num_samples, seed=self.seed)

@@ -87,8 +87,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
-    """Deterministic JSON: the same manifest gives the same bytes."""
-    path.write_text(json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
+    """The same manifest gives the same bytes. Tasks keep their order, which the user chose."""
+    path.write_text(json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
 
 
 def check_format_version(raw: object, *, where: str | Path) -> None:

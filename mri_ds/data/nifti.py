@@ -166,7 +166,7 @@ def _voxels(path: Path, image: nib.Nifti1Image, dtype: type | None) -> np.ndarra
     try:
         if _is_gzip(path):
             with gzip.open(path) as stream:
-                content = stream.read(_num_bytes(image.header))
+                content = stream.read(int(image.dataobj.offset) + _num_bytes(image.header))  # type: ignore[union-attr]
                 stream.read(1)  # only past the last voxel is the stream's checksum compared
             with LoggingOutputSuppressor():
                 image = type(image).from_bytes(content)
@@ -177,8 +177,8 @@ def _voxels(path: Path, image: nib.Nifti1Image, dtype: type | None) -> np.ndarra
 
 
 def _num_bytes(header: nib.Nifti1Header) -> int:
-    """Bytes of the uncompressed file up to its last voxel."""
-    return int(header.get_data_offset()) + math.prod(map(int, header.get_data_shape())) * header.get_data_dtype().itemsize
+    """Bytes of the voxels, uncompressed. (nibabel sets a loaded header's own offset to 0.)"""
+    return math.prod(map(int, header.get_data_shape())) * header.get_data_dtype().itemsize
 
 
 def _is_gzip(path: Path) -> bool:

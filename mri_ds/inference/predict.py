@@ -60,7 +60,8 @@ def find_channels(path: Path, channels: list[str]) -> tuple[str, list[Path]]:
     """
     name = stem(path) or path.name  # a name that is no NIfTI's is refused, with its reason, when it is read
     suffix = path.name[len(name) :]
-    channel = next((c for c in channels if name.endswith(f"_{c}")), None)
+    longest_first = sorted(channels, key=len, reverse=True)  # "sub_post_T1" is channel post_T1, where there is one
+    channel = next((c for c in longest_first if name.endswith(f"_{c}")), None)
     if channel is None:
         return name, [path]
     subject_id = name.removesuffix(f"_{channel}")
@@ -96,9 +97,9 @@ def _check_channels(sample: Sample, path: Path, channels: list[str]) -> None:
     found = sample["image"].shape[0]
     if found != len(channels):
         names = ", ".join(channels)
-        fix = f"give a 4-D NIfTI with the channels {names} in this order"
-        if len(channels) > 1:
-            fix += f", or one file per channel named as SUBJECT_{channels[0]}.nii.gz"
+        fix = f"give one file per channel named as SUBJECT_{channels[0]}.nii.gz, or a 4-D NIfTI of {names} in this order"
+        if len(channels) == 1:
+            fix = f"give a 3-D NIfTI of {names}"
         raise InputError(f"has {found} channel(s), and the network was trained on {len(channels)} ({names})", where=path, fix=fix)
 
 

@@ -15,6 +15,7 @@ lose most of the slope.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class DifferentialFeatures(nn.Module):
         self.out_channels = in_channels * (4 + len(self.scales_mm) - 1) + in_channels - 1
 
     def forward(self, image: Tensor, spacing_mm: Tensor | None = None) -> Tensor:
-        with torch.autocast(image.device.type, enabled=False):  # half precision would drown small slopes in rounding
+        with _full_precision(image.device.type):
             precise = image.to(torch.promote_types(image.dtype, torch.float32))
             first, *further = (gaussian_gradient(precise, scale, spacing_mm) for scale in self.scales_mm)
             magnitudes = [magnitude(gradient) for gradient in further]
@@ -83,6 +84,12 @@ def gaussian_matrices(size: int, scale_mm: float, spacing_mm: Tensor) -> tuple[T
     slope = tap * weight
     slope = slope / (slope * tap).sum(-1, keepdim=True) / spacing_mm[:, None]
     return _banded(smooth, size, reach), _banded(slope, size, reach)
+
+
+def _full_precision(device_type: str) -> AbstractContextManager:
+    """Autocast off, where there is one (the meta device has none): half precision would drown small slopes in rounding."""
+    is_available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if is_available else nullcontext()
 
 
 def _banded(weights: Tensor, size: int, reach: int) -> Tensor:

@@ -5,6 +5,7 @@ saved alike.
 """
 
 import logging
+import warnings
 from typing import Any
 
 from torch import nn
@@ -27,7 +28,8 @@ def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
     """Hands the objective to DeepSpeed: ZeRO, AutoEP, precision, optimiser and schedule as `resolved` says."""
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its warnings at start are about choices made here on purpose
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # renamed collectives it still calls
     objective.net.encoder.recompute = resolved["activation_checkpointing"]["level"]  # type: ignore[union-attr]
     engine, *_ = deepspeed.initialize(
         model=objective,

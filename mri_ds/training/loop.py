@@ -141,7 +141,7 @@ def train_step(engine: Any, batches: Iterator[Batch], window: "_Window") -> tupl
         with window.time("step"):
             engine.step()  # weights move only on the last micro-batch
         for key, value in losses.items():
-            sums[key] += float(value) / count
+            sums[key] += float(value.detach()) / count
     window.voxels += count * batch["image"].numel()
     window.steps += 1
     return dict(sums), batch

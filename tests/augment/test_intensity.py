@@ -29,7 +29,7 @@ def test_full_strength_changes_a_copy_and_the_same_dice_give_the_same_image(name
 
 
 def test_gamma_by_hand():
-    """Values -1, 0, 3 lie at 0, 1/4, 1 of their range; squared 0, 1/16, 1: back at -1, -3/4, 3. The second channel has exponent 1."""
+    """Values -1, 0, 3 lie at 0, 1/4, 1 of their range; squared 0, 1/16, 1: back at -1, -3/4, 3. Channel 1 has exponent 1."""
     before = torch.tensor([[-1.0, 0.0, 3.0], [-1.0, 0.0, 3.0]]).view(2, 3, 1, 1)
     after = apply_gamma(before, np.array([2.0, 1.0])).flatten().tolist()
     assert after == pytest.approx([-1, -0.75, 3, -1, 0, 3])

@@ -61,7 +61,9 @@ def test_rotation_happens_in_millimetres():
 
 def test_identity_matrix_returns_the_image():
     image, labels = volume(2, 6, 7, 8), torch.randint(0, 5, (1, 6, 7, 8), dtype=torch.int16)
-    moved, moved_labels = resample(image, labels, start=(0, 0, 0), shape=(6, 7, 8), spacing_mm=(1, 2, 3), matrix=np.eye(3), fill=0.3)
+    moved, moved_labels = resample(
+        image, labels, start=(0, 0, 0), shape=(6, 7, 8), spacing_mm=(1, 2, 3), matrix=np.eye(3), fill=0.3
+    )
     assert torch.allclose(moved, image, atol=1e-5)
     assert torch.equal(moved_labels, labels)
 
@@ -129,7 +131,9 @@ def test_spline_weights_are_positive_and_sum_to_one():
 
 
 def test_elastic_motion_stays_within_its_bound_and_does_not_fold():
-    control = draw_control_points(np.random.default_rng(0), shape=(32, 32, 32), spacing_mm=(1, 1, 1), elastic_mm=4.0, grid_mm=10.0)
+    control = draw_control_points(
+        np.random.default_rng(0), shape=(32, 32, 32), spacing_mm=(1, 1, 1), elastic_mm=4.0, grid_mm=10.0
+    )
     kwargs = {"start": (0, 0, 0), "shape": (32, 32, 32), "spacing_mm": (1, 1, 1), "matrix": None}
     where = source_positions(control_mm=control, **kwargs)
     still = source_positions(control_mm=None, **kwargs)

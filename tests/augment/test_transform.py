@@ -95,7 +95,9 @@ def test_no_labels_and_a_window():
     image, _ = sample()
     moved, labels = apply(image, {}, AugmentParams((4, 30, 5)), start=(2, -6, 3), fill=-1.0)
     assert labels == {} and moved.shape == (2, 4, 30, 5)
-    assert torch.equal(moved[:, :, 6:24], image[:, 2:6, :, 3:8]) and (moved[:, :, :6] == -1).all() and (moved[:, :, 24:] == -1).all()
+    assert (
+        torch.equal(moved[:, :, 6:24], image[:, 2:6, :, 3:8]) and (moved[:, :, :6] == -1).all() and (moved[:, :, 24:] == -1).all()
+    )
 
 
 def test_a_two_channel_64_cube_takes_less_than_60_ms_on_one_thread():

@@ -79,7 +79,7 @@ def test_every_ds_config_resolves_for_four_ranks(scale: str, monkeypatch: pytest
     ds = resolved["ds_config"]
     global_batch = resolved["run"]["training"]["global_batch"]
     assert ds["train_micro_batch_size_per_gpu"] * ds["gradient_accumulation_steps"] * 4 == global_batch
-    assert "auto" not in json.dumps(ds)
+    assert '"auto"' not in json.dumps(ds)
 
 
 def test_unknown_scale() -> None:

@@ -97,7 +97,7 @@ def test_images_are_resampled_linearly_over_the_field_of_view():
 
 @pytest.mark.parametrize("spacing", [2.0, 2.5, 3.0])
 def test_coarse_grids_are_averaged_first(spacing):
-    """A ramp stays a ramp (no shift), and noise is averaged and not picked: its variance falls with the voxels that are merged."""
+    """A ramp stays a ramp (no shift); noise is averaged and not picked: its variance falls with the voxels that are merged."""
     ramp = np.broadcast_to(np.arange(60, dtype=np.float32)[:, None, None], (60, 4, 4))
     sample = make_sample(shape=(60, 4, 4)) | {"image": ramp[None].copy(), "targets": {}}
     result = to_grid(sample, (spacing, 1, 1))

@@ -14,9 +14,10 @@ from mri_ds.data.layouts import find_dataset
 from mri_ds.data.shards import write_shards
 from mri_ds.errors import InputError
 from mri_ds.evaluation.evaluate import draw_first_case, evaluate
-from mri_ds.evaluation.figures import json_ready, summarize
+from mri_ds.evaluation.figures import json_ready, score_subject, summarize
 from mri_ds.evaluation.table import print_result
 from mri_ds.inference.run import Run
+from mri_ds.inference.subject import LabelMap
 
 SHAPE, SPACING = (16, 16, 16), (2.0, 1.0, 1.0)
 NUM_VOXELS = 16**3
@@ -32,9 +33,10 @@ SUBJECTS = {
     "s0": (4, 5, "none", "62"),  # found, one voxel (2 mm) off
     "s1": (4, 4, "none", "50"),  # training
     "s2": (4, None, "none", "41"),  # missed
-    "s3": (None, 4, "some", "55"),  # false alarm
-    "s4": (4, 4, "some", "70"),  # training
-    "s5": (None, None, "some", "n/a"),  # nothing there, nothing seen; and of unknown age
+    "s3": (4, 4, "some", "70"),  # training
+    "s4": (None, 4, "some", "55"),  # false alarm
+    "s5": (4, 4, "some", "60"),  # training
+    "s6": (None, None, "some", "n/a"),  # nothing there, nothing seen; and of unknown age
 }
 DATASET_YAML = """
 channels: [T1w]
@@ -97,7 +99,7 @@ def result(shards):
 
 def test_segmentation_counts_every_kind_of_empty_mask(result):
     figures = result["tasks"]["cube"]
-    # s0: 48 of 64 voxels shared, Dice 0.75, the leading faces 2 mm apart; s2 missed; s3 false alarm; s5 not scored
+    # s0: 48 of 64 voxels shared, Dice 0.75, the leading faces 2 mm apart; s2 missed; s4 false alarm; s6 not scored
     assert figures["dice"] == {"cube": pytest.approx(0.75 / 3), "never": None}
     assert figures["hd95_mm"] == {"cube": pytest.approx((2 + 2 * DIAGONAL) / 3), "never": None}
     assert figures["dice_mean"] == pytest.approx(0.25)
@@ -105,16 +107,25 @@ def test_segmentation_counts_every_kind_of_empty_mask(result):
     assert [figures[f"num_{key}"]["never"] for key in ("scored", "missed", "false_alarm", "empty")] == [0, 0, 0, 4]
 
 
+def test_a_miss_and_a_false_alarm_are_not_the_same():
+    task = TaskConfig(kind="segmentation", classes=["background", "cube"])
+    cases = [(4, None), (4, None), (None, 4)]  # missed twice, one false alarm
+    scored = [score_subject(LabelMap(cube(seen), task.classes), cube(truth), np.ones(3)) for truth, seen in cases]
+    figures = summarize(task, task, scored)
+    assert (figures["num_missed"]["cube"], figures["num_false_alarm"]["cube"], figures["num_scored"]["cube"]) == (2, 1, 3)
+    assert figures["dice_mean"] == 0.0 and figures["hd95_mm"]["cube"] == pytest.approx(16 * 3**0.5)
+
+
 def test_segmentation_beside_the_constant_predictor(result):
     constant = result["tasks"]["cube"]["constant"]
-    everywhere = 2 * 64 / (64 + NUM_VOXELS)  # s0 and s2; s3 and s5 have no cube to find: 0
+    everywhere = 2 * 64 / (64 + NUM_VOXELS)  # s0 and s2; s4 and s6 have no cube to find: 0
     assert constant["dice"]["cube"] == pytest.approx(everywhere / 2)
     assert constant["dice"]["never"] == 0 and constant["dice_mean"] == pytest.approx(everywhere / 4)
 
 
 def test_classification(result):
     figures = result["tasks"]["lesion"]
-    # none: s0 called some, s2 right; some: s3 right, s5 called none
+    # none: s0 called some, s2 right; some: s4 right, s6 called none
     assert figures["confusion"] == [[1, 1], [1, 1]] and figures["classes"] == ["none", "some"]
     assert figures["balanced_accuracy"] == 0.5 and figures["auc"] == 0.5
     assert figures["constant"] == {"balanced_accuracy": 0.5, "auc": 0.5} and figures["num_scored"] == 4
@@ -126,29 +137,29 @@ def test_regression_leaves_out_the_unlabelled_and_compares_with_the_training_mea
     assert figures["mae"] == pytest.approx((2 + 1 + 5) / 3)  # 60, 40, 60 for 62, 41, 55
     assert figures["rmse"] == pytest.approx((30 / 3) ** 0.5)
     assert figures["r"] == pytest.approx(np.corrcoef([62, 41, 55], [60, 40, 60])[0, 1])
-    assert figures["mae_constant"] == figures["constant"]["mae"] == pytest.approx((2 + 19 + 5) / 3)  # mean of 50 and 70
+    assert figures["mae_constant"] == figures["constant"]["mae"] == pytest.approx((2 + 19 + 5) / 3)  # mean of 50, 70, 60
 
 
 def test_every_subject_is_reported(result):
     subjects = {subject["subject_id"]: subject for subject in result["subjects"]}
-    assert list(subjects) == ["s0", "s2", "s3", "s5"] and result["num_subjects"] == 4
+    assert list(subjects) == ["s0", "s2", "s4", "s6"] and result["num_subjects"] == 4
     assert subjects["s0"]["cube"]["dice"]["cube"] == pytest.approx(0.75)
     assert subjects["s0"]["cube"]["hd95_mm"]["cube"] == pytest.approx(2.0)
     assert subjects["s0"]["cube"]["truth_ml"]["cube"] == pytest.approx(64 * 2 / 1000)
-    assert subjects["s3"]["lesion"] == {
+    assert subjects["s4"]["lesion"] == {
         "truth": "some",
         "prediction": "some",
         "probabilities": pytest.approx({"none": 0.2, "some": 0.8}),
     }
-    assert subjects["s2"]["age"] == {"truth": 41.0, "prediction": pytest.approx(40.0)} and "age" not in subjects["s5"]
+    assert subjects["s2"]["age"] == {"truth": 41.0, "prediction": pytest.approx(40.0)} and "age" not in subjects["s6"]
     json.dumps(result, allow_nan=False)
 
 
 def test_a_subset_of_the_tasks_may_be_evaluated(shards):
     result = evaluate(make_run({"age": TASKS["age"]}), shards, split="train")
-    assert list(result["tasks"]) == ["age"] and result["num_subjects"] == 2
-    assert result["tasks"]["age"]["mae"] == pytest.approx(10.0)  # 60 for 50 and 70
-    assert result["tasks"]["age"]["r"] is None  # both predictions are the same
+    assert list(result["tasks"]) == ["age"] and result["num_subjects"] == 3
+    assert result["tasks"]["age"]["mae"] == pytest.approx(20 / 3)  # 60 for 50, 70 and 60
+    assert result["tasks"]["age"]["r"] is None  # all predictions are the same
 
 
 def test_no_subject_with_a_label_gives_none_and_no_crash():

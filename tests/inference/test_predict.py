@@ -1,13 +1,14 @@
 """Prediction from files: geometry against nibabel, preparation against the training loader, weights, channels, bad input."""
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, ornt_transform
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mri_ds.config import DataConfig, RunConfig, TaskConfig, dump_config, load_config, validate
@@ -114,20 +115,18 @@ def test_results_are_in_the_json_and_nothing_else_is_left(tmp_path):
     assert told["tasks"]["size"] == {"kind": "regression", "value": pytest.approx(4.0, abs=1e-5), "unit": "mL"}
 
 
-def write_dataset(folder, channels=("T1w",), num_subjects=4) -> None:
-    """Folder layout, one label map and one number; images smaller than the patches used here."""
+def write_dataset(folder: Path, num_subjects: int = 4) -> None:
+    """Folder layout with one label map; images smaller than the patches used here."""
     rng = np.random.default_rng(0)
-    rows = ["participant_id\tsize"]
+    mask = bright_boxes()
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
     for i in range(num_subjects):
-        mask = bright_boxes()
-        for channel in channels:
-            image = nib.Nifti1Image((100 + 50 * mask + rng.normal(size=mask.shape)).astype(np.float32), tilted_affine())
-            (folder / "images").mkdir(parents=True, exist_ok=True)
-            nib.save(image, folder / "images" / f"sub-{i}_{channel}.nii.gz")
-        (folder / "labels").mkdir(exist_ok=True)
+        image = (100 + 50 * mask + rng.normal(size=mask.shape)).astype(np.float32)
+        nib.save(nib.Nifti1Image(image, tilted_affine()), folder / "images" / f"sub-{i}_T1w.nii.gz")
         nib.save(nib.Nifti1Image(mask, tilted_affine()), folder / "labels" / f"sub-{i}_bright.nii.gz")
-        rows.append(f"sub-{i}\t{i}.5")
-    (folder / "participants.tsv").write_text("\n".join(rows) + "\n")
+    (folder / "participants.tsv").write_text("\n".join(["participant_id", *(f"sub-{i}" for i in range(num_subjects))]) + "\n")
+    (folder / "dataset.yaml").write_text("tasks:\n  bright: {kind: segmentation, classes: [dark, bright]}\n")
 
 
 @pytest.mark.parametrize("patch", [(16, 16, 16), (7, 13, 15)])
@@ -203,6 +202,12 @@ def test_weights_of_another_network_are_refused(run_dir, tmp_path):
     (tmp_path / "config.yaml").write_text(dump_config(config))
     with pytest.raises(InputError, match=r"model.safetensors: does not fit .*config.yaml"):
         load_run(tmp_path)
+    (tmp_path / "config.yaml").write_bytes((run_dir / "config.yaml").read_bytes())
+    weights = load_file(run_dir / "model.safetensors")
+    left_out = sorted(weights)[0]
+    save_file({name: tensor for name, tensor in weights.items() if name != left_out}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=f"Missing key.*{left_out}"):
+        load_run(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(InputError, match="is not a safetensors file"):
         load_run(tmp_path)
@@ -236,6 +241,20 @@ def test_missing_and_surplus_channels_are_named(tmp_path):
         predict_file(run, tmp_path / "sub-1_T1w.nii.gz", tmp_path)
     with pytest.raises(InputError, match=r"has 1 channel.*trained on 2 \(T1w, T2w\).*SUBJECT_T1w.nii.gz"):
         predict_file(run, tmp_path / "other.nii.gz", tmp_path)
+    with pytest.raises(InputError, match=r"has 2 channel.*trained on 1 \(T1w\).*give a 3-D NIfTI of T1w"):
+        nib.save(
+            nib.Nifti1Image(np.random.default_rng(0).random((5, 6, 7, 2)).astype(np.float32), np.eye(4)), tmp_path / "two.nii.gz"
+        )
+        predict_file(make_run(), tmp_path / "two.nii.gz", tmp_path)
+    assert not list(tmp_path.glob("*bright*"))
+
+
+def test_subject_and_channel_are_read_from_the_name(tmp_path):
+    for name in ("s_T1.nii", "s_post_T1.nii"):
+        (tmp_path / name).touch()
+    files = [tmp_path / "s_T1.nii", tmp_path / "s_post_T1.nii"]
+    assert find_channels(files[0], ["T1", "post_T1"]) == find_channels(files[1], ["T1", "post_T1"]) == ("s", files)
+    (tmp_path / "sub-1_T1w.nii.gz").touch()
     assert find_channels(tmp_path / "sub-1_T1w.nii.gz", ["T1w"]) == ("sub-1", [tmp_path / "sub-1_T1w.nii.gz"])
     assert find_channels(tmp_path / "scan.final.nii", ["T1w"]) == ("scan.final", [tmp_path / "scan.final.nii"])
 

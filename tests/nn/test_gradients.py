@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from mri_ds.nn.gradients import TRUNCATE, DifferentialFeatures, gaussian_gradient, gaussian_matrices
+from mri_ds.nn.gradients import TRUNCATE, DifferentialFeatures, gaussian_gradient, gaussian_matrices, magnitude
 
 SHAPE = (14, 12, 17)
 
@@ -110,10 +110,21 @@ def test_flat_regions_and_single_slices_have_no_gradient_and_no_nan():
     assert image.grad is not None and image.grad.isfinite().all()
 
 
+def test_length_of_a_zero_vector_has_a_gradient_of_zero():
+    zeros = torch.zeros(3, 4, requires_grad=True)
+    magnitude(tuple(zeros)).sum().backward()
+    assert zeros.grad is not None and torch.equal(zeros.grad, torch.zeros(3, 4))
+    torch.testing.assert_close(magnitude(tuple(torch.tensor([[2.0], [3.0], [6.0]]))), torch.tensor([7.0]))
+
+
 def test_graph_only_when_the_image_asks_for_it():
     module, image = DifferentialFeatures(2, [1.0, 2.0]), torch.randn(1, 2, 3, 4, 3, dtype=torch.float64)
     assert not list(module.parameters()) and not module(image, None).requires_grad
     assert torch.autograd.gradcheck(module, (image.requires_grad_(), torch.tensor([[1.0, 0.8, 2.0]])))
+
+
+def test_shapes_come_out_on_the_meta_device():
+    assert DifferentialFeatures(2)(torch.empty(1, 2, *SHAPE, device="meta"), None).shape == (1, 11, *SHAPE)
 
 
 def test_bad_scales_are_named():

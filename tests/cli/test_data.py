@@ -1,0 +1,75 @@
+"""`mri-ds synthesize` and `mri-ds shard`: from nothing to shards, and what they refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from mri_ds.cli.main import app
+
+
+def call(*args: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def the_error(*args: str | Path) -> str:
+    result = call(*args)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("subjects")
+    result = call("synthesize", "--subjects", "6", "--size", "32", "--seed", "1", "--out", folder)
+    assert result.exit_code == 0, result.output
+    assert "6 subjects" in result.stdout and "mri-ds shard" in result.stdout
+    assert "synthesize: 6/6" in result.stderr
+    return folder
+
+
+def test_shards_hold_every_subject_once(subjects: Path, tmp_path: Path) -> None:
+    result = call("shard", subjects, "--out", tmp_path, "--folds", "3", "--fold", "1", "--json")
+    assert result.exit_code == 0, result.output
+    manifest = json.loads(result.stdout)
+    assert {name: split["num_samples"] for name, split in manifest["splits"].items()} == {"train": 4, "test": 2}
+    assert set(manifest["tasks"]) == {"tissue", "lesion", "age"}
+    assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
+
+
+def test_people_read_what_was_written(subjects: Path, tmp_path: Path) -> None:
+    result = call("shard", subjects, "--out", tmp_path, "--folds", "3")
+    assert result.exit_code == 0, result.output
+    assert "4 train, 2 test subjects" in result.stdout
+    assert "shard: 6/6" in result.stderr
+
+
+def test_a_bad_subject_stops_or_is_skipped(subjects: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "images").mkdir(parents=True)
+    for path in subjects.rglob("*"):
+        if path.is_file():
+            target = source / path.relative_to(subjects)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    broken = sorted((source / "images").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert broken.name in the_error("shard", source, "--out", tmp_path / "a")
+    result = call("shard", source, "--out", tmp_path / "b", "--skip-bad")
+    assert result.exit_code == 0, result.output
+    assert "skipped" in result.stdout and "5/5" not in result.stdout
+
+
+def test_no_dataset(tmp_path: Path) -> None:
+    assert str(tmp_path / "absent") in the_error("shard", tmp_path / "absent", "--out", tmp_path / "shards")
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in the_error("shard", tmp_path / "empty", "--out", tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_fold_that_there_is_not(tmp_path: Path) -> None:
+    assert "choose 0 to 4" in the_error("shard", tmp_path, "--out", tmp_path, "--fold", "5")

@@ -1,0 +1,184 @@
+"""Random access into tars: every sample by byte range, other people's tars too, lies found out."""
+
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+
+from mri_ds.data.index import ShardDataset, index_path, scan_shard
+from mri_ds.data.members import encode_sample
+from mri_ds.errors import InputError
+
+
+@pytest.fixture
+def folder(write_folder, make_sample):
+    return write_folder(
+        [make_sample(i, without=("age",) if i == 4 else ("tissue", "lesion") if i == 5 else ()) for i in range(7)]
+    )
+
+
+def test_every_sample_is_read_as_it_was_written(folder, make_sample):
+    dataset = ShardDataset(folder, "train")
+    assert len(dataset) == 7 and dataset.subject_ids == [f"sub-{i:03d}" for i in range(7)]
+    assert list(dataset.tasks) == ["tissue", "lesion", "age"] and dataset.manifest.layout == "folder"
+    for i in (6, 0, 3):
+        sample, expected = dataset.read(i), make_sample(i)
+        assert sample["subject_id"] == expected["subject_id"] and np.array_equal(sample["image"], expected["image"])
+        assert np.array_equal(sample["targets"]["tissue"], expected["targets"]["tissue"]) and sample["targets"]["age"] == 20 + i
+
+
+def test_labels_are_known_without_reading_voxels(folder, monkeypatch):
+    dataset = ShardDataset(folder, "train")
+    monkeypatch.setattr("mri_ds.data.index.read_member", None)
+    assert [dataset.has_label(i, "age") for i in range(7)] == [i != 4 for i in range(7)]
+    assert [dataset.has_label(i, "tissue") for i in range(7)] == [i != 5 for i in range(7)]
+    assert dataset.value(3, "lesion") == 0 and dataset.value(5, "lesion") is None and dataset.value(2, "age") == 22.0
+    assert not dataset.has_label(0, "unheard_of")
+
+
+def test_the_other_split_is_empty_and_a_third_is_refused(folder):
+    assert len(ShardDataset(folder, "test")) == 0
+    with pytest.raises(InputError, match=r"no split 'tests'.*did you mean 'test'"):
+        ShardDataset(folder, "tests")
+
+
+def test_without_index_files_the_tars_are_scanned_to_the_same_result(folder):
+    with_index = ShardDataset(folder, "train")
+    for path in folder.glob("*.index.json"):
+        path.unlink()
+    scanned = ShardDataset(folder, "train")
+    assert scanned._entries == with_index._entries
+    assert np.array_equal(scanned.read(6)["image"], with_index.read(6)["image"])
+
+
+def test_shards_written_by_webdataset_are_read(folder, make_sample):
+    """The second shard again, written by webdataset.TarWriter under the same member names."""
+    name = folder / "train-000001.tar"
+    index_path(name).unlink()
+    with webdataset.TarWriter(str(name), encoder=False) as writer:
+        for i in (3, 4, 5):
+            writer.write({"__key__": f"other-{i}", **encode_sample(make_sample(i))})
+    dataset = ShardDataset(folder, "train")
+    assert dataset.subject_ids == [f"sub-{i:03d}" for i in range(7)]
+    assert np.array_equal(dataset.read(4)["image"], make_sample(4)["image"])
+
+
+def test_names_of_any_length_and_alphabet_are_found_again(write_folder, make_sample):
+    samples = [
+        make_sample(i) | {"subject_id": name} for i, name in enumerate(["x" * 97, "y" * 240, "Ångström/…", "a.b.c", "__d__"])
+    ]
+    folder = write_folder(samples)
+    dataset = ShardDataset(folder, "train")
+    assert dataset.subject_ids == [sample["subject_id"] for sample in samples]
+    for i, sample in enumerate(samples):
+        assert np.array_equal(dataset.read(i)["image"], sample["image"])
+
+
+def test_tars_made_by_hand_with_folders_inside_are_read(folder):
+    """`tar cf x.tar ./a.image.npy.zst ...` puts ./ before every name."""
+    shard = folder / "train-000000.tar"
+    with tarfile.open(shard) as old:
+        content = [(info.name, old.extractfile(info).read()) for info in old]
+    (folder / "files").mkdir()
+    with tarfile.open(shard, "w") as new:
+        for name, data in content:
+            (folder / "files" / name).write_bytes(data)
+            new.add(folder / "files" / name, arcname=f"./some.folder/{name}")
+    index_path(shard).unlink()
+    assert ShardDataset(folder, "train").read(1)["subject_id"] == "sub-001"
+
+
+def edit_index(folder, change) -> None:
+    path = folder / "train-000000.index.json"
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw))
+
+
+def swap_places(raw):
+    first, second = raw["samples"][0], raw["samples"][1]
+    first["members"], second["members"] = second["members"], first["members"]
+
+
+def shift(raw):
+    offset, size = raw["samples"][0]["members"]["image.npy.zst"]
+    raw["samples"][0]["members"]["image.npy.zst"] = [offset + 512, size]
+
+
+def shorten(raw):
+    offset, size = raw["samples"][0]["members"]["image.npy.zst"]
+    raw["samples"][0]["members"]["image.npy.zst"] = [offset, size - 1]
+
+
+def before_the_start(raw):
+    raw["samples"][0]["members"]["image.npy.zst"] = [0, 10]
+
+
+@pytest.mark.parametrize("change", [swap_places, shift, shorten, before_the_start])
+def test_an_index_that_points_elsewhere_is_found_out_at_the_member(folder, change):
+    edit_index(folder, change)
+    dataset = ShardDataset(folder, "train")
+    with pytest.raises(InputError, match=r"train-000000.tar: holds no sub-000.*delete its index file"):
+        dataset.read(0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw["samples"][0]["members"].update({"image.npy.zst": [10**12, 5]}),
+        lambda raw: raw["samples"][0]["members"].pop("meta.json"),
+        lambda raw: raw.pop("samples"),
+        lambda raw: raw["samples"][0].pop("key"),
+        lambda raw: raw["samples"].__setitem__(0, 3),
+        lambda raw: raw.update(format_version=7),
+    ],
+)
+def test_an_index_that_cannot_be_right_is_refused_at_once(folder, change):
+    edit_index(folder, change)
+    with pytest.raises(InputError, match=r"train-000000.index.json"):
+        ShardDataset(folder, "train")
+
+
+def test_a_truncated_tar_is_refused_with_and_without_its_index(folder):
+    shard = folder / "train-000002.tar"
+    shard.write_bytes(shard.read_bytes()[:2000])
+    with pytest.raises(InputError, match=r"train-000002.index.json: does not match its shard"):
+        ShardDataset(folder, "train")
+    index_path(shard).unlink()
+    with pytest.raises(InputError, match=r"train-000002.tar"):
+        ShardDataset(folder, "train")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tar" * 200])
+def test_what_is_no_tar_is_refused(folder, content):
+    shard = folder / "train-000000.tar"
+    shard.write_bytes(content)
+    index_path(shard).unlink()
+    with pytest.raises(InputError, match=r"train-000000.tar"):
+        ShardDataset(folder, "train")
+
+
+def test_a_sample_without_image_or_with_a_member_twice_is_refused(tmp_path, make_sample):
+    members = encode_sample(make_sample(0))
+    for names, message in [(["meta.json"], "has no image.npy.zst"), (["meta.json", "meta.json"], "holds s.meta.json twice")]:
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for name in names:
+                (tmp_path / name).write_bytes(members[name])
+                tar.add(tmp_path / name, arcname=f"s.{name}")
+        with pytest.raises(InputError, match=message):
+            scan_shard(tmp_path / "a.tar")
+
+
+def test_a_subject_that_stands_in_a_split_twice_is_refused(write_folder, make_sample):
+    with pytest.raises(InputError, match=r"'sub-001' stands in split 'train' twice"):
+        ShardDataset(write_folder([make_sample(0), make_sample(1), make_sample(2), make_sample(1)]), "train")
+
+
+def test_samples_missing_from_the_tars_are_noticed(folder):
+    raw = json.loads((folder / "manifest.json").read_text())
+    raw["splits"]["train"]["num_samples"] = 8
+    (folder / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=r"holds 7 samples, its manifest says 8"):
+        ShardDataset(folder, "train")

@@ -1,0 +1,191 @@
+"""Batches: every subject once per epoch, the same whatever the ranks and workers, resumable, weights that add up."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from mri_ds.config import DataConfig, TaskConfig
+from mri_ds.data.index import ShardDataset
+from mri_ds.data.loader import epoch_order, make_loader, position_to_sample
+from mri_ds.errors import InputError
+
+
+@pytest.fixture
+def dataset(write_folder, make_sample):
+    """Seven subjects, a number that divides by nothing; subjects 1, 2 and 6 lack a label."""
+    lacking = {1: ("age",), 2: ("age", "tissue"), 6: ("lesion",)}
+    return ShardDataset(write_folder([make_sample(i, without=lacking.get(i, ())) for i in range(7)]), "train")
+
+
+@pytest.fixture
+def batches(dataset, tasks):
+    def make(number: int, *, data=None, given=None, **changes) -> list:
+        config = DataConfig(**{"spacing_mm": (1, 1, 1), "patch": (8, 8, 8), "augment": False} | (data or {}))
+        kwargs = {"seed": 0, "global_batch": 4, "micro_batch": 2, "rank": 0, "world_size": 1} | changes
+        return list(itertools.islice(make_loader(dataset, config, given or tasks, **kwargs), number))
+
+    return make
+
+
+def ids(many) -> list[str]:
+    return [subject for batch in many for subject in batch["subject_id"]]
+
+
+def assert_equal(one, other) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other):
+        assert a["subject_id"] == b["subject_id"] and torch.equal(a["image"], b["image"])
+        assert torch.equal(a["spacing_mm"], b["spacing_mm"])
+        for key, task in itertools.product(("targets", "mask"), a["mask"]):
+            assert torch.equal(a[key][task], b[key][task]), (key, task)
+
+
+def test_a_batch_is_a_plain_dict_of_the_stated_shapes(batches):
+    (batch,) = batches(1)
+    assert type(batch) is dict and batch["image"].shape == (2, 2, 8, 8, 8) and batch["image"].dtype == torch.float32
+    assert batch["spacing_mm"].shape == (2, 3) and batch["targets"]["tissue"].shape == (2, 8, 8, 8)
+    assert {name: t.dtype for name, t in batch["targets"].items()} == {
+        "tissue": torch.int64,
+        "lesion": torch.int64,
+        "age": torch.float32,
+    }
+    assert all(mask.shape == (2,) and mask.dtype == torch.float32 for mask in batch["mask"].values())
+
+
+def test_every_epoch_shows_every_subject_once_in_another_order(batches, dataset):
+    seen = ids(batches(14))  # 28 positions: four epochs of seven
+    epochs = [seen[i : i + 7] for i in range(0, 28, 7)]
+    assert all(sorted(epoch) == sorted(dataset.subject_ids) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert seen == [dataset.subject_ids[position_to_sample(p, num_samples=7, seed=0)] for p in range(28)]
+
+
+def test_epoch_order_depends_on_seed_and_epoch_only():
+    assert np.array_equal(epoch_order(50, 3, 2), epoch_order(50, 3, 2))
+    assert sorted(epoch_order(50, 3, 2)) == list(range(50))
+    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_ranks_together_show_what_one_rank_shows(batches, world_size, micro_batch):
+    """Global batch 24, three steps: within a step rank r holds micro-batch m at m (micro world) + r micro."""
+    alone = batches(3, global_batch=24, micro_batch=24, data={"augment": True, "flip_axes": [0]})
+    per_step = 24 // (micro_batch * world_size)
+    many = [
+        batches(
+            3 * per_step,
+            global_batch=24,
+            micro_batch=micro_batch,
+            rank=rank,
+            world_size=world_size,
+            data={"augment": True, "flip_axes": [0]},
+        )
+        for rank in range(world_size)
+    ]
+    interleaved = [many[rank][m] for m in range(3 * per_step) for rank in range(world_size)]
+    assert ids(interleaved) == ids(alone)
+    for step in range(3):
+        part = interleaved[step * 24 // micro_batch : (step + 1) * 24 // micro_batch]
+        assert torch.equal(torch.cat([batch["image"] for batch in part]), alone[step]["image"])
+        for task in alone[step]["mask"]:
+            assert torch.equal(torch.cat([batch["mask"][task] for batch in part]), alone[step]["mask"][task])
+
+
+def test_starting_at_a_step_is_the_same_as_having_come_there(batches):
+    data = {"augment": True, "flip_axes": [0, 1]}
+    whole = batches(12, data=data)
+    assert_equal(batches(6, data=data, start_step=3), whole[6:])  # two micro-batches per step
+    assert_equal(batches(1, data=data, start_step=5), whole[10:11])
+
+
+def test_workers_change_nothing(batches):
+    data = {"augment": True, "flip_axes": [0], "foreground_prob": 0.7}
+    alone = batches(8, data=data)
+    for num_workers in (1, 2):
+        assert_equal(batches(8, data=data | {"num_workers": num_workers}), alone)
+
+
+def test_another_seed_shows_another_order(batches):
+    assert ids(batches(6, seed=0)) != ids(batches(6, seed=1))
+
+
+def test_the_global_generator_is_left_alone(batches):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    batches(3, data={"augment": True})
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_weights_are_one_where_all_are_labelled_and_add_up_where_not(batches, dataset):
+    """In each global batch the weights of a task sum to the batch size: a plain mean is the mean over the labelled."""
+    labelled = {task: {s for i, s in enumerate(dataset.subject_ids) if dataset.has_label(i, task)} for task in dataset.tasks}
+    partly = 0
+    for batch in batches(7, micro_batch=4):
+        for task, mask in batch["mask"].items():
+            has = torch.tensor([subject in labelled[task] for subject in batch["subject_id"]])
+            assert torch.equal(mask > 0, has)
+            assert torch.equal(mask[has], torch.full((int(has.sum()),), 4 / has.sum().item() if has.any() else 0.0))
+            partly += not has.all()
+    assert partly > 5, "no batch lacked a label: the test shows nothing"
+
+
+def test_weights_count_the_labels_of_the_whole_global_batch_and_not_of_a_part(batches):
+    whole = batches(5, global_batch=8, micro_batch=8)
+    for step, batch in enumerate(whole):
+        parts = [b for r in range(2) for b in batches(2, global_batch=8, micro_batch=2, rank=r, world_size=2, start_step=step)]
+        for task in batch["mask"]:
+            weights = {s: w.item() for b in parts for s, w in zip(b["subject_id"], b["mask"][task])}
+            assert weights == {s: w.item() for s, w in zip(batch["subject_id"], batch["mask"][task])}
+            mean = np.mean([b["mask"][task].mean().item() for b in parts])
+            assert mean == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_task_without_a_label_in_the_batch_has_weight_zero(write_folder, make_sample, tasks):
+    folder = write_folder([make_sample(i, without=("age",)) for i in range(3)], name="unlabelled")
+    config = DataConfig(spacing_mm=(1, 1, 1), patch=(8, 8, 8), augment=False)
+    kwargs = {"seed": 0, "global_batch": 2, "micro_batch": 2, "rank": 0, "world_size": 1}
+    batch = next(make_loader(ShardDataset(folder, "train"), config, tasks, **kwargs))
+    assert batch["mask"]["age"].tolist() == [0, 0] and batch["mask"]["lesion"].tolist() == [1, 1]
+
+
+def test_only_the_tasks_asked_for_are_loaded(batches, tasks):
+    (batch,) = batches(1, given={"lesion": tasks["lesion"]})
+    assert set(batch["targets"]) == {"lesion"} == set(batch["mask"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"global_batch": 6, "micro_batch": 2, "world_size": 2}, "global_batch 6 cannot be shared by 2 ranks.*multiple of 4"),
+        ({"given": {"agee": TaskConfig(kind="regression")}}, "task 'agee' is not in the shards.*did you mean 'age'"),
+        ({"given": {"age": TaskConfig(kind="classification", classes=["a"])}}, "'age' is regression .* in the shards"),
+        ({"given": {"lesion": TaskConfig(kind="classification", classes=["none", "some"])}}, "'lesion' is classification"),
+    ],
+)
+def test_bad_input_is_one_line_before_the_first_batch(batches, changes, message):
+    with pytest.raises(InputError, match=message):
+        batches(0, **changes)
+
+
+def test_an_empty_split_is_refused(dataset, tasks):
+    config = DataConfig(spacing_mm=(1, 1, 1), patch=(8, 8, 8))
+    kwargs = {"seed": 0, "global_batch": 2, "micro_batch": 2, "rank": 0, "world_size": 1}
+    with pytest.raises(InputError, match="split 'test' has no subject"):
+        make_loader(ShardDataset(dataset.folder, "test"), config, tasks, **kwargs)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_shard_is_one_line_from_workers_too(batches, dataset, num_workers):
+    for shard in dataset.folder.glob("*.tar"):
+        data = bytearray(shard.read_bytes())
+        for place in range(0, len(data), 64):
+            data[place] ^= 0xFF
+        shard.write_bytes(bytes(data))
+    with pytest.raises(InputError, match=r"holds no sub-\d+\.\S+ of \d+ bytes") as caught:
+        batches(2, data={"num_workers": num_workers})
+    assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
