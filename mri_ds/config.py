@@ -90,6 +90,7 @@ class LossConfig(_Strict):
     dice: float = Field(default=1.0, ge=0)
     cross_entropy: float = Field(default=1.0, ge=0)
     boundary: float = Field(default=0.0, ge=0)
+    class_balance: float = Field(default=0.5, ge=0, le=1)  # cross-entropy weight of a class: its voxel share to minus this power
     focal_gamma: float = Field(default=0.0, ge=0)  # 0 is plain cross-entropy
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     learn_task_weights: bool = True

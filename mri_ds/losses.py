@@ -7,7 +7,7 @@ Source: Milletari et al. 2016 (Dice), Lin et al. 2017 (focal), Kendall et al. 20
 eq. 10 for classification).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SMOOTH = 1e-5  # of Dice: a class that is neither in the target nor predicted scores a perfect 1
+RAREST = 1e-4  # a class prior below this weighs no more
 LOG_VARIANCE_BOUND = 4.0  # learned task weights stay within exp(-4) and exp(4)
 
 
 class MultiTaskLoss(nn.Module):
     """Sum over tasks, each weighted by its learned uncertainty: exp(-s) L + s / 2 (regression: half the first term).
 
-    tasks: name -> {"kind": a key of LOSSES, "std": scale of a regression target, default 1}; other keys are not read.
+    tasks: name -> {"kind": a key of LOSSES, "std": scale of a regression target, default 1, "class_weights": of a segmentation's
+    cross-entropy, see `balanced_weights`, default all 1}; other keys are not read.
     dice, cross_entropy, boundary, focal_gamma: see `segmentation_loss`. label_smoothing: also of classification.
     learn_task_weights: else every task has weight 1.
 
@@ -97,9 +99,11 @@ def segmentation_loss(
     boundary: float = 0.0,
     focal_gamma: float = 0.0,
     label_smoothing: float = 0.0,
+    class_weights: Sequence[float] = (),
 ) -> Tensor:
     """Weighted sum of Dice, (focal) cross-entropy and boundary terms of logits (B, K, D, H, W), target (B, D, H, W) -> (B,).
 
+    class_weights: of the cross-entropy of each class's voxels, K of them, or none for 1.
     The softmax is taken once for all terms, and its gradient in one go.
 
     >>> segmentation_loss(torch.zeros(1, 2, 1, 1, 2), torch.tensor([[[[0, 1]]]]), dice=0.0)
@@ -110,7 +114,9 @@ def segmentation_loss(
     if dice:
         loss = loss + dice * _dice(sums)
     if cross_entropy:
-        loss = loss + cross_entropy * _cross_entropy(sums, label_smoothing=label_smoothing, gamma=focal_gamma)
+        loss = loss + cross_entropy * _cross_entropy(
+            sums, label_smoothing=label_smoothing, gamma=focal_gamma, weights=_voxel_weights(class_weights, target)
+        )
     if boundary:
         loss = loss + boundary * _boundary(sums, target)
     return loss
@@ -153,7 +159,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _loss_options(name: str, task: Mapping[str, Any], voxels: dict[str, float], label_smoothing: float) -> dict[str, float]:
+def _loss_options(name: str, task: Mapping[str, Any], voxels: dict[str, float], label_smoothing: float) -> dict[str, Any]:
     """Keyword arguments for the loss of one task; ValueError for an unknown kind or a task that nothing would teach."""
     kind = task["kind"]
     if kind == "regression":
@@ -164,7 +170,20 @@ def _loss_options(name: str, task: Mapping[str, Any], voxels: dict[str, float], 
         raise ValueError(f"task {name!r}: unknown kind {kind!r}, use one of {', '.join(LOSSES)}")
     if voxels["dice"] + voxels["cross_entropy"] + voxels["boundary"] <= 0:
         raise ValueError(f"task {name!r} has no loss: dice, cross_entropy and boundary are all 0, make one of them positive")
-    return {**voxels, "label_smoothing": label_smoothing}
+    return {**voxels, "label_smoothing": label_smoothing, "class_weights": tuple(task.get("class_weights", ()))}
+
+
+def balanced_weights(class_prior: Sequence[float], power: float) -> list[float]:
+    """Weights in proportion to prior ** -power, 1 on average over voxels: 0 is none, 1 gives every class the same say.
+
+    Where small classes have none, Dice may settle on predicting one of two neighbours everywhere and the other nowhere.
+
+    >>> [round(w, 2) for w in balanced_weights([0.9, 0.1], power=0.5)]
+    [0.83, 2.5]
+    """
+    raw = [max(prior, RAREST) ** -power for prior in class_prior]
+    mean = sum(prior * weight for prior, weight in zip(class_prior, raw, strict=True))
+    return [weight / mean for weight in raw]
 
 
 class VoxelSums(NamedTuple):
@@ -197,10 +216,15 @@ def _dice(sums: VoxelSums, *, smooth: float = SMOOTH, include_background: bool =
     return 1 - score[:, 0 if include_background else 1 :].mean(dim=1)
 
 
-def _cross_entropy(sums: VoxelSums, *, label_smoothing: float, gamma: float) -> Tensor:
-    log_prob = sums.log_prob
+def _voxel_weights(class_weights: Sequence[float], target: Tensor) -> Tensor | None:
+    """(K,) -> (B, V), the weight of each voxel's class."""
+    return torch.tensor(class_weights, device=target.device)[target.flatten(1).long()] if class_weights else None
+
+
+def _cross_entropy(sums: VoxelSums, *, label_smoothing: float, gamma: float, weights: Tensor | None = None) -> Tensor:
+    log_prob = sums.log_prob if weights is None else sums.log_prob * weights
     if gamma:
-        miss = (-torch.expm1(log_prob)).clamp(min=torch.finfo(log_prob.dtype).tiny)  # not 0: 0 ** (gamma - 1) is infinite
+        miss = (-torch.expm1(sums.log_prob)).clamp(min=torch.finfo(log_prob.dtype).tiny)  # not 0: 0 ** (gamma - 1) is infinite
         log_prob = log_prob * miss**gamma
     loss = -log_prob.mean(dim=1)
     return torch.lerp(loss, -sums.mean_log_prob, label_smoothing) if label_smoothing else loss

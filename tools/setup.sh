@@ -33,7 +33,7 @@ phase() {
         sleep 0.2 & wait $! || true
         if [ $((SECONDS - told)) -ge 10 ]; then
             told=$SECONDS
-            say "    $((SECONDS - began)) s: $(tail -n 1 "$log" | tr -d '\r' | cut -c 1-100)"
+            say "    $((SECONDS - began)) s  $(tail -n 1 "$log" | tr -d '\r' | cut -c 1-100)"
         fi
     done
     wait "$child" || code=$?

@@ -2,14 +2,18 @@
 
 In: `.nii` or `.nii.gz`, NIfTI-1 or -2.  Out: Volume, voxels (C, D, H, W) float32 for an image, (D, H, W) int16 for a label.
 Axes: D H W are the file's own i, j, k, never transposed; the 4th axis of a file becomes C.
-The affine is the s-form, or the q-form where the s-form's code is 0, in millimetres.
-Nothing but voxels and affine is carried: a header's free text (descrip, db_name, aux_file, intent_name, extensions) can name a patient.
+The affine is the s-form, or the q-form where the s-form's code is 0, in millimetres; where both codes are 0 it is voxel sizes
+alone, read as ANALYZE files are: i runs to the left, the centre is the origin.
+Nothing but voxels and affine is carried: a header's free text (descrip, db_name, aux_file, intent_name, extensions) can name
+a patient.
 Source: NIfTI-1 standard (nifti1.h, 2003); RFC 1951 for the most that deflate can expand.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import logging
 import math
 import os
 import zlib
@@ -18,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
-from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel import imageglobals
 
 from mri_ds.errors import InputError
 
@@ -30,6 +34,7 @@ MAX_DEFLATE_RATIO = 1032  # one byte of a gzip stream yields at most this many
 LABEL_TOLERANCE = 1e-4  # how far from an integer a stored label may lie (scl_slope and float32 rounding)
 MIN_VOLUME_FRACTION = 1e-3  # |det| of the unit-length affine columns: under this the axes lie in one plane
 UNIT_MM = {1: 1000.0, 3: 1e-3}  # xyzt_units: metres, micrometres; 0 (unknown) and 2 are millimetres
+imageglobals.logger.setLevel(logging.CRITICAL)  # doubts about a header that nibabel mends by itself are no line of ours
 
 
 def read_image(path: str | Path) -> Volume:
@@ -46,7 +51,9 @@ def read_image(path: str | Path) -> Volume:
         if voxels[..., channel].min() == voxels[..., channel].max():
             which = f"channel {channel} is" if voxels.shape[3] > 1 else "image is"
             value = voxels[0, 0, 0, channel]
-            raise InputError(f"{which} constant (every voxel {value:g})", where=path, fix="export the image again, or leave it out")
+            raise InputError(
+                f"{which} constant (every voxel {value:g})", where=path, fix="export the image again, or leave it out"
+            )
     return _volume(np.ascontiguousarray(np.moveaxis(voxels, 3, 0)), affine)
 
 
@@ -98,24 +105,30 @@ def _read(path: Path, dtype: type | None) -> tuple[np.ndarray, np.ndarray]:
     """Finite voxels (D, H, W) or (D, H, W, C) as `dtype` (None: as stored, scaled) and the affine (4, 4) in mm."""
     image = _open(path)
     shape = _checked_shape(path, image.header)
+    _check_bytes(path, image)
     affine = _checked_affine(path, image)
     voxels = _voxels(path, image, dtype).reshape(shape)
     bad = voxels.size - np.count_nonzero(np.isfinite(voxels))
     if bad:
-        raise InputError(f"{bad} of {voxels.size} voxels are NaN or infinite", where=path, fix="export the file again, or leave it out")
+        raise InputError(
+            f"{bad} of {voxels.size} voxels are NaN or infinite", where=path, fix="export the file again, or leave it out"
+        )
     return voxels, affine
 
 
 def _open(path: Path) -> nib.Nifti1Image:
-    if not path.exists():
-        raise InputError("no such file", where=path, fix="check the path")
-    if path.is_dir() or stem(path) is None:
-        raise InputError("is not a NIfTI file name", where=path, fix="give a .nii or .nii.gz file")
-    if path.stat().st_size == 0:
+    try:
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError("no such file", where=path, fix="check the path") from None
+    except OSError as err:
+        raise InputError(f"cannot be opened ({err.strerror})", where=path, fix="check the path and its permissions") from None
+    if not path.is_file() or stem(path) is None:
+        raise InputError("is not a NIfTI file", where=path, fix="give a .nii or .nii.gz file")
+    if size == 0:
         raise InputError("file is empty", where=path, fix="copy or export it again")
     try:
-        with LoggingOutputSuppressor():  # header doubts that nibabel mends by itself are no line of ours
-            image = nib.load(path, mmap=False)
+        image = nib.load(path, mmap=False)
     except Exception as err:  # on broken bytes nibabel's parser raises a dozen kinds
         raise InputError(f"cannot be read as NIfTI ({err})", where=path, fix="copy or export it again as NIfTI") from None
     if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 is a subclass
@@ -124,7 +137,7 @@ def _open(path: Path) -> nib.Nifti1Image:
 
 
 def _checked_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
-    """The header's shape without trailing single axes, once it is known to be a volume of numbers that the file can hold."""
+    """The header's shape without trailing single axes, once it is known to be a volume of numbers."""
     dtype, shape = header.get_data_dtype(), tuple(int(n) for n in header.get_data_shape())
     text = " x ".join(map(str, shape))
     if dtype.kind not in "iuf":
@@ -137,16 +150,17 @@ def _checked_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
     if len(shape) > 4 or min(shape) < 1 or 1 in shape[:3]:
         raise InputError(f"image has shape {text}", where=path, fix="give a 3-D volume, or a 4-D one with the channels last")
     if math.prod(shape) > MAX_VOXELS:
-        raise InputError(f"header declares {text} voxels, over {MAX_VOXELS}", where=path, fix="crop or resample it, or export it again")
-    _check_bytes(path, header, text)
+        raise InputError(
+            f"header declares {text} voxels, over {MAX_VOXELS}", where=path, fix="crop or resample it, or export it again"
+        )
     return shape
 
 
-def _check_bytes(path: Path, header: nib.Nifti1Header, text: str) -> None:
-    size = path.stat().st_size
-    most = size * MAX_DEFLATE_RATIO if _is_gzip(path) else size
-    if _num_bytes(header) > most:
-        what = f"header declares {text} voxels ({_num_bytes(header)} bytes), more than a file of {size} bytes can hold"
+def _check_bytes(path: Path, image: nib.Nifti1Image) -> None:
+    size, declared = path.stat().st_size, _num_bytes(image)
+    if declared > (size * MAX_DEFLATE_RATIO if _is_gzip(path) else size):
+        shape = " x ".join(map(str, image.shape))
+        what = f"header declares {shape} voxels ({declared} bytes), more than a file of {size} bytes can hold"
         raise InputError(what, where=path, fix="the file is truncated or its header damaged: copy or export it again")
 
 
@@ -166,19 +180,21 @@ def _voxels(path: Path, image: nib.Nifti1Image, dtype: type | None) -> np.ndarra
     try:
         if _is_gzip(path):
             with gzip.open(path) as stream:
-                content = stream.read(int(image.dataobj.offset) + _num_bytes(image.header))  # type: ignore[union-attr]
+                content = stream.read(_num_bytes(image))
                 stream.read(1)  # only past the last voxel is the stream's checksum compared
-            with LoggingOutputSuppressor():
-                image = type(image).from_bytes(content)
+            image = type(image).from_bytes(content)
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported as that
             return np.asarray(image.dataobj, dtype=dtype)
     except (OSError, EOFError, ValueError, zlib.error) as err:
-        raise InputError(f"voxels cannot be read ({err})", where=path, fix="the file is truncated: copy or export it again") from None
+        raise InputError(
+            f"voxels cannot be read ({err})", where=path, fix="the file is truncated: copy or export it again"
+        ) from None
 
 
-def _num_bytes(header: nib.Nifti1Header) -> int:
-    """Bytes of the voxels, uncompressed. (nibabel sets a loaded header's own offset to 0.)"""
-    return math.prod(map(int, header.get_data_shape())) * header.get_data_dtype().itemsize
+def _num_bytes(image: nib.Nifti1Image) -> int:
+    """Bytes of the uncompressed file up to its last voxel. (nibabel sets the offset in a loaded header to 0.)"""
+    offset = int(image.dataobj.offset)  # type: ignore[attr-defined]
+    return offset + math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
 
 
 def _is_gzip(path: Path) -> bool:
@@ -196,9 +212,10 @@ def _write(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
         partial.write_bytes(content)
         os.replace(partial, path)
     except OSError as err:
-        if path.parent.is_dir():
-            partial.unlink(missing_ok=True)
         raise InputError(f"cannot be written ({err.strerror})", where=path, fix="give a writable path with free space") from None
+    finally:  # on Ctrl-C too
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _image(voxels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:

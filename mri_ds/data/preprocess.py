@@ -120,14 +120,13 @@ def _resample(image: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _average(image: Tensor, axis: int, width: float) -> Tensor:
     """Mean over a length of `width` voxels around each voxel of one axis; the border voxels are repeated outwards."""
-    reach = math.ceil((width - 1) / 2)
-    weight = torch.ones(2 * reach + 1, dtype=image.dtype, device=image.device)
-    weight[0] = weight[-1] = (width - (2 * reach - 1)) / 2  # the window cuts through its outermost voxels
-    index = torch.arange(-reach, image.shape[axis] + reach, device=image.device).clamp(0, image.shape[axis] - 1)
-    rows = image.index_select(axis, index).movedim(axis, -1)
-    lines = rows.reshape(-1, 1, rows.shape[-1])
-    mean = F.conv1d(lines, (weight / width)[None, None])
-    return mean.reshape(*rows.shape[:-1], -1).movedim(-1, axis).contiguous()
+    reach, length = math.ceil((width - 1) / 2), image.shape[axis]
+    padded = image.index_select(axis, torch.arange(-reach, length + reach, device=image.device).clamp(0, length - 1))
+    outermost = (width - (2 * reach - 1)) / 2  # the window cuts through these two
+    total = padded.narrow(axis, 0, length).add(padded.narrow(axis, 2 * reach, length)).mul_(outermost)
+    for shift in range(1, 2 * reach):
+        total.add_(padded.narrow(axis, shift, length))
+    return total.div_(width)
 
 
 def _resample_label(label: np.ndarray, shape: Triple) -> np.ndarray:

@@ -8,16 +8,18 @@ The bytes of one sample are made and read in `members.py`, found again in `index
 import functools
 import hashlib
 import io
+import multiprocessing
 import os
 import shutil
+import signal
 import tarfile
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +101,8 @@ def decoder(key: str, data: bytes) -> np.ndarray | None:
 
 def split_subjects(dataset: Dataset, *, num_folds: int, fold: int) -> dict[str, list[SubjectFiles]]:
     """{"train": ..., "test": ...}, each sorted by subject id; stratified by the first classification task, if there is one."""
-    if not 0 <= fold < num_folds:
-        raise InputError(f"fold {fold} of {num_folds}", fix=f"choose 0 to {num_folds - 1}")
+    if num_folds < 2 or not 0 <= fold < num_folds:
+        raise InputError(f"fold {fold} of {num_folds}", fix="choose at least 2 folds, and a fold from 0 to one less")
     subjects = sorted(dataset.subjects, key=lambda subject: subject.subject_id)
     stratum = next((name for name, task in dataset.tasks.items() if task.kind == "classification"), None)
     strata = [str(subject.values.get(stratum, "")) for subject in subjects] if stratum else None  # "": no label
@@ -128,7 +130,8 @@ def encode_subject(files: SubjectFiles, tasks: dict[str, TaskConfig], num_channe
     try:
         sample = load_subject(files, tasks)
         if sample["image"].shape[0] != num_channels:
-            raise InputError(f"{sample['image'].shape[0]} channels, the dataset has {num_channels}", where=files.subject_id)
+            what = f"{sample['image'].shape[0]} image channels, the dataset has {num_channels}"
+            raise InputError(what, where=files.subject_id, fix="complete its images, or leave the subject out")
         sample = to_canonical(sample)
     except InputError as err:
         return err
@@ -168,7 +171,9 @@ def _in_processes(
     encode: Callable[[SubjectFiles], EncodedSubject | InputError], subjects: list[SubjectFiles], num_workers: int
 ) -> Iterator[EncodedSubject | InputError]:
     # spawn: a forked child would inherit the locks of torch's and gloo's threads
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_with_parent
+    ) as pool:
         waiting: deque[Future[EncodedSubject | InputError]] = deque()
         try:
             for subject in subjects:
@@ -181,6 +186,19 @@ def _in_processes(
             raise RuntimeError("a process that reads subjects was killed, most likely for want of memory") from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _leave_with_parent() -> None:
+    """In a worker: Ctrl-C is the parent's to handle, and a parent that is killed leaves no worker behind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _affordable_workers(subjects: list[SubjectFiles]) -> int:
@@ -253,7 +271,7 @@ class ShardWriter:
 
 def _without_paths(text: str, subject: SubjectFiles) -> str:
     for path in [*subject.images, *subject.labels.values()]:
-        text = text.replace(str(path), "its file")
+        text = text.replace(str(path), "its file").replace(path.name, "its file")
     return text
 
 

@@ -1,6 +1,6 @@
 """Who is held out: folds by subject, never by image."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 
 
@@ -9,16 +9,21 @@ def assign_folds(subject_ids: Sequence[str], *, num_folds: int = 5, strata: Sequ
 
     With strata (one per subject, such as its class) each stratum is dealt on from where the one before stopped, so that classes
     and fold sizes are even within one. A function of the ids and strata alone, whatever their order.
+    Raises ValueError for fewer than two folds, a subject given twice, or another number of strata than of subjects.
 
     >>> assign_folds(["a", "b", "c"], num_folds=2)
     {'a': 0, 'b': 1, 'c': 0}
     """
     if num_folds < 2:
         raise ValueError(f"num_folds = {num_folds}: choose at least 2")
-    if len(set(subject_ids)) != len(subject_ids):
-        raise ValueError("subject ids must be unique")
+    strata = strata if strata is not None else [None] * len(subject_ids)
+    if len(strata) != len(subject_ids):
+        raise ValueError(f"{len(subject_ids)} subjects and {len(strata)} strata: give one stratum per subject")
     groups: dict[str, list[str]] = defaultdict(list)
-    for subject, stratum in zip(subject_ids, strata if strata is not None else [""] * len(subject_ids), strict=True):
-        groups[repr(stratum)].append(subject)
+    for subject, stratum in zip(subject_ids, strata):
+        groups[repr(stratum)].append(subject)  # strata may be of several types, which have no order of their own
     dealt = [subject for stratum in sorted(groups) for subject in sorted(groups[stratum])]
-    return {subject: i % num_folds for i, subject in enumerate(dealt)}
+    folds = {subject: i % num_folds for i, subject in enumerate(dealt)}
+    if len(folds) < len(dealt):
+        raise ValueError(f"subject {Counter(dealt).most_common(1)[0][0]!r} is given twice: fold by subject, not by image")
+    return folds

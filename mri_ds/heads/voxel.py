@@ -12,10 +12,11 @@ from torch import nn
 
 
 class VoxelHeads(nn.Module):
-    """One 1x1x1 convolution per task, its bias at the log class prior.
+    """One 1x1x1 convolution per task, its bias at half the log class prior.
 
-    The prior bias matters: on small structures, without it the first epochs predict background alone. A KAN per voxel would
-    cost more than the rest of the network, so KANs stay with the volume heads.
+    The prior bias matters: on small structures, without it the first epochs predict background alone. Half of it, because the
+    whole leaves a rare class so little probability that Dice has no gradient to raise it by. A KAN per voxel would cost more
+    than the rest of the network, so KANs stay with the volume heads.
     """
 
     def __init__(self, in_channels: int, class_priors: Mapping[str, Sequence[float]]) -> None:
@@ -34,5 +35,5 @@ def log_prior(prior: Sequence[float], floor: float = 1e-4) -> list[float]:
 def _head(in_channels: int, prior: Sequence[float]) -> nn.Conv3d:
     head = nn.Conv3d(in_channels, len(prior), 1)
     with torch.no_grad():
-        head.bias.copy_(torch.tensor(log_prior(prior)))  # type: ignore[union-attr]
+        head.bias.copy_(0.5 * torch.tensor(log_prior(prior)))  # type: ignore[union-attr]
     return head

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from mri_ds.config import RunConfig
-from mri_ds.losses import MultiTaskLoss
+from mri_ds.config import RunConfig, TaskConfig
+from mri_ds.losses import MultiTaskLoss, balanced_weights
 from mri_ds.mri_network import BaseMRINet
 from mri_ds.objectives.supervised import SupervisedObjective
 from mri_ds.training import ds_config as ds
@@ -20,8 +20,10 @@ from mri_ds.training.expert_parallel import install_expert_product
 
 def build_objective(config: RunConfig) -> SupervisedObjective:
     """The network of `config` and its losses, on one device, weights drawn from the global generator."""
-    tasks = {name: {"kind": task.kind, "std": task.std} for name, task in config.tasks.items()}
-    return SupervisedObjective(BaseMRINet(config.model, config.tasks), MultiTaskLoss(tasks, **config.loss.model_dump()))
+    terms = config.loss.model_dump(exclude={"class_balance"})
+    tasks = {name: _loss_facts(task, config.loss.class_balance) for name, task in config.tasks.items()}
+    return SupervisedObjective(BaseMRINet(config.model, config.tasks), MultiTaskLoss(tasks, **terms))
+
 
 
 def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
@@ -38,6 +40,13 @@ def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
     )
     install_expert_product(engine.module)
     return engine
+
+
+def _loss_facts(task: TaskConfig, class_balance: float) -> dict[str, Any]:
+    facts: dict[str, Any] = {"kind": task.kind, "std": task.std}
+    if task.kind == "segmentation" and task.class_prior:
+        facts["class_weights"] = balanced_weights(task.class_prior, class_balance)
+    return facts
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

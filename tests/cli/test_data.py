@@ -4,22 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
-
-from mri_ds.cli.main import app
-
-
-def call(*args: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-def the_error(*args: str | Path) -> str:
-    result = call(*args)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
+from commands import call, refusal
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +43,18 @@ def test_a_bad_subject_stops_or_is_skipped(subjects: Path, tmp_path: Path) -> No
             target.write_bytes(path.read_bytes())
     broken = sorted((source / "images").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:100])
-    assert broken.name in the_error("shard", source, "--out", tmp_path / "a")
+    assert broken.name in refusal("shard", source, "--out", tmp_path / "a")
     result = call("shard", source, "--out", tmp_path / "b", "--skip-bad")
     assert result.exit_code == 0, result.output
     assert "skipped" in result.stdout and "5/5" not in result.stdout
 
 
 def test_no_dataset(tmp_path: Path) -> None:
-    assert str(tmp_path / "absent") in the_error("shard", tmp_path / "absent", "--out", tmp_path / "shards")
+    assert str(tmp_path / "absent") in refusal("shard", tmp_path / "absent", "--out", tmp_path / "shards")
     (tmp_path / "empty").mkdir()
-    assert str(tmp_path / "empty") in the_error("shard", tmp_path / "empty", "--out", tmp_path / "shards")
+    assert str(tmp_path / "empty") in refusal("shard", tmp_path / "empty", "--out", tmp_path / "shards")
     assert not (tmp_path / "shards").exists()
 
 
 def test_a_fold_that_there_is_not(tmp_path: Path) -> None:
-    assert "choose 0 to 4" in the_error("shard", tmp_path, "--out", tmp_path, "--fold", "5")
+    assert "choose 0 to 4" in refusal("shard", tmp_path, "--out", tmp_path, "--fold", "5")

@@ -6,27 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from commands import call, refusal
 
 from mri_ds import __version__
 from mri_ds.cli import main
-from mri_ds.cli.main import COMMANDS, app
+from mri_ds.cli.main import COMMANDS
 from mri_ds.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def call(*args: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-def the_error(result: Result) -> str:
-    """The one line of a command that refused its input."""
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -54,7 +41,7 @@ def test_input_error_is_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> 
         raise InputError("image is 2-D\n(64 x 64)", where="a.nii.gz", fix="give a 3-D volume")
 
     monkeypatch.setattr("mri_ds.mri_network.describe", refuse)
-    assert the_error(call("info")) == "error: a.nii.gz: image is 2-D (64 x 64). Fix: give a 3-D volume."
+    assert refusal("info") == "error: a.nii.gz: image is 2-D (64 x 64). Fix: give a 3-D volume."
 
 
 def test_another_rank_says_which_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

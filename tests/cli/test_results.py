@@ -6,24 +6,10 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 import torch
+from commands import call, refusal
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
 
-from mri_ds.cli.main import app
 from mri_ds.config import dump_config, load_config
-
-
-def call(*args: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-def the_error(*args: str | Path) -> str:
-    result = call(*args)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 @pytest.fixture(scope="module")
@@ -87,25 +73,25 @@ def test_two_subjects_of_one_name_are_refused(made: Path, tmp_path: Path) -> Non
         for path in sorted((made / "subjects" / "images").iterdir())[:2]:
             (tmp_path / folder / path.name).write_bytes(path.read_bytes())
     inputs = [sorted((tmp_path / folder).iterdir())[0] for folder in ("a", "b")]
-    line = the_error("predict", "--checkpoint", made / "run", "--output", tmp_path / "out", "--input", *inputs)
+    line = refusal("predict", "--checkpoint", made / "run", "--output", tmp_path / "out", "--input", *inputs)
     assert f"would overwrite the results of {inputs[0]}" in line
 
 
 def test_no_run(made: Path, tmp_path: Path) -> None:
     absent = tmp_path / "absent"
-    assert str(absent) in the_error("evaluate", "--checkpoint", absent, "--data", made / "shards")
-    assert str(absent) in the_error("predict", "--checkpoint", absent, "--input", "x.nii.gz", "--output", tmp_path / "out")
+    assert str(absent) in refusal("evaluate", "--checkpoint", absent, "--data", made / "shards")
+    assert str(absent) in refusal("predict", "--checkpoint", absent, "--input", "x.nii.gz", "--output", tmp_path / "out")
 
 
 def test_no_shards(made: Path, tmp_path: Path) -> None:
-    assert str(tmp_path) in the_error("evaluate", "--checkpoint", made / "run", "--data", tmp_path)
+    assert str(tmp_path) in refusal("evaluate", "--checkpoint", made / "run", "--data", tmp_path)
 
 
 def test_no_such_split(made: Path) -> None:
-    line = the_error("evaluate", "--checkpoint", made / "run", "--data", made / "shards", "--split", "tset")
+    line = refusal("evaluate", "--checkpoint", made / "run", "--data", made / "shards", "--split", "tset")
     assert "tset" in line
 
 
 def test_missing_image(made: Path, tmp_path: Path) -> None:
-    line = the_error("predict", "--checkpoint", made / "run", "--input", tmp_path / "absent.nii.gz", "--output", tmp_path / "out")
+    line = refusal("predict", "--checkpoint", made / "run", "--input", tmp_path / "absent.nii.gz", "--output", tmp_path / "out")
     assert str(tmp_path / "absent.nii.gz") in line

@@ -4,7 +4,10 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 import tarfile
+import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -163,13 +166,16 @@ def test_nothing_that_names_a_person_or_a_place_is_stored(make_dataset, tmp_path
 
 
 def test_the_same_data_give_the_same_bytes_however_many_processes_read_them(make_dataset, tmp_path):
-    alone, again, pair = tmp_path / "alone", tmp_path / "alone", tmp_path / "pair"
-    write_shards(make_dataset(6), alone, num_folds=2, num_workers=1)
+    """With one bad subject, so that its error crosses from process to process too."""
+    dataset = make_dataset(6)
+    dataset.subjects[0].images[0].write_bytes(b"")
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    write_shards(dataset, alone, num_folds=2, skip_bad=True, num_workers=1)
     first = content(alone)
-    write_shards(make_dataset(6), again, num_folds=2, num_workers=1)
-    assert content(again) == first
-    write_shards(make_dataset(6), pair, num_folds=2, num_workers=2)
-    assert content(pair) == first
+    write_shards(dataset, alone, num_folds=2, skip_bad=True, num_workers=1)
+    assert content(alone) == first
+    manifest = write_shards(dataset, pair, num_folds=2, skip_bad=True, num_workers=2)
+    assert content(pair) == first and len(manifest.skipped) == 1
 
 
 def test_old_shards_make_way_and_other_files_stay(make_dataset, tmp_path):
@@ -230,17 +236,43 @@ def test_a_bad_subject_stops_or_is_listed(make_dataset, tmp_path):
     assert "sub-05.s" not in stored and len(stored) == 7
 
 
-def test_a_bad_subject_stops_with_processes_too(make_dataset, tmp_path):
-    dataset = make_dataset(6)
-    dataset.subjects[0].images[0].write_bytes(b"")
-    with pytest.raises(InputError, match=r"sub-05.s_0.nii.gz"):
-        write_shards(dataset, tmp_path / "out", num_folds=2, num_workers=2)
+def test_a_killed_process_is_reported_and_does_not_hang():
+    with pytest.raises(RuntimeError, match="was killed"):
+        list(shards._in_processes(os._exit, [1, 1, 1], 2))
+
+
+def test_no_process_outlives_a_killed_parent():
+    """The parent prints its workers' ids once both are at work, and is killed."""
+    code = """
+import multiprocessing, threading, time
+from mri_ds.data import shards
+if __name__ == "__main__":
+    tell = lambda: print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    threading.Timer(1.0, tell).start()
+    list(shards._in_processes(time.sleep, [600, 600], 2))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while any(is_running(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(is_running(pid) for pid in workers)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_subject_with_another_number_of_channels_is_bad(make_dataset, tmp_path):
     dataset = make_dataset(6)
     dataset.subjects[0].images.pop()
-    with pytest.raises(InputError, match=r"sub-05.s.*1 channel"):
+    with pytest.raises(InputError, match=r"sub-05.s: 1 image channels, the dataset has 2"):
         write_shards(dataset, tmp_path / "out", num_folds=2)
 
 
@@ -251,6 +283,8 @@ def test_too_few_subjects_for_the_folds_is_one_line(make_dataset, tmp_path):
         write_shards(make_dataset(2, num_tasks=1), tmp_path / "out", fold=4)
     with pytest.raises(InputError, match=r"fold 5 of 5"):
         write_shards(make_dataset(2), tmp_path / "out", fold=5)
+    with pytest.raises(InputError, match=r"fold 0 of 1\..*at least 2"):
+        write_shards(make_dataset(2), tmp_path / "out", num_folds=1)
 
 
 def test_progress_counts_every_subject(make_dataset, tmp_path):
@@ -267,10 +301,8 @@ def test_a_shard_that_grows_too_large_is_followed_by_another(make_dataset, tmp_p
 
 
 def test_a_task_called_image_is_kept_apart_from_the_image(make_dataset, tmp_path):
-    dataset = make_dataset(4)
-    dataset.tasks = {"image": TASKS["tissue"]}
-    for subject in dataset.subjects:
-        subject.labels, subject.values = {"image": subject.labels["tissue"]}, {}
-    write_shards(dataset, tmp_path / "out", num_folds=2)
+    plain = make_dataset(4)
+    subjects = [SubjectFiles(s.subject_id, s.images, {"image": s.labels["tissue"]}, {}) for s in plain.subjects]
+    write_shards(Dataset("folder", plain.channels, {"image": TASKS["tissue"]}, subjects, []), tmp_path / "out", num_folds=2)
     sample = ShardDataset(tmp_path / "out", "train").read(0)
     assert sample["image"].shape == (2, 6, 5, 4) and set(np.unique(sample["targets"]["image"])) <= {0, 1, 2}

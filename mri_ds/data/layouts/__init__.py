@@ -14,7 +14,8 @@ def find_dataset(src: Path) -> Dataset:
     """Recognises the layout of `src` and lists its subjects, sorted. Raises InputError for what no layout takes."""
     src = Path(src)
     if not src.is_dir():
-        raise InputError("is not a folder", where=src, fix="give the folder of a dataset")
+        what = "is not a folder" if src.exists() else "no such folder"
+        raise InputError(what, where=src, fix="give the folder of a dataset")
     if is_msd(src):
         return find_msd(src)
     if is_folder(src):

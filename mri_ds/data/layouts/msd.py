@@ -6,7 +6,9 @@ The task is named after the dataset. Source: Antonelli et al. 2022.
 
 import json
 import re
-from pathlib import Path
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mri_ds.config import TaskConfig
@@ -26,21 +28,25 @@ def find_msd(src: Path) -> Dataset:
     where = src / DESCRIPTION
     raw = _read(where)
     classes = _by_number(raw.get("labels"), "labels", where)
+    if len(classes) < 2:
+        raise InputError(f"'labels' names one class, {classes[0]!r}", where=where, fix='write {"0": "background", "1": ...}')
     channels = _by_number(raw.get("modality", raw.get("channel_names", {"0": "image"})), "modality", where)
-    task = re.sub(r"[^a-z0-9]+", "_", str(raw.get("name", src.name)).lower()).strip("_") or "segmentation"
+    task = re.sub(r"[^a-z0-9]+", "_", str(raw.get("name") or src.resolve().name).lower()).strip("_") or "segmentation"
     pairs = raw.get("training")
     if not isinstance(pairs, list) or not pairs:
         raise InputError("lists no training pairs", where=where, fix='write "training": [{"image": ..., "label": ...}]')
-    subjects = [_subject(pair, src, task, where) for pair in pairs]
-    subjects.sort(key=lambda subject: subject.subject_id)
-    return Dataset(
-        "MSD", channels, {task: TaskConfig(kind="segmentation", classes=classes)}, subjects, _orphans(src, subjects, task)
-    )
+    subjects = sorted((_subject(pair, src, task, where) for pair in pairs), key=lambda subject: subject.subject_id)
+    for one, following in pairwise(subjects):
+        if one.subject_id == following.subject_id:
+            fix = "list each image once, each under a file name of its own"
+            raise InputError(f"subject {one.subject_id!r} is listed twice", where=where, fix=fix)
+    tasks = {task: TaskConfig(kind="segmentation", classes=classes)}
+    return Dataset("MSD", channels, tasks, subjects, _orphans(src, subjects))
 
 
 def _read(where: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(where.read_text())
+        raw = json.loads(where.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as err:
         raise InputError(f"is not JSON: {err}", where=where, fix="correct the syntax") from None
     if not isinstance(raw, dict):
@@ -54,35 +60,37 @@ def _by_number(raw: object, key: str, where: Path) -> list[str]:
     if not isinstance(raw, dict) or not raw:
         raise InputError(f"has no {key!r}", where=where, fix=fix)
     try:
-        numbered = (
-            {int(k): str(v) for k, v in raw.items()} if str(next(iter(raw))).isdigit() else {int(v): k for k, v in raw.items()}
-        )
+        by_number = all(str(k).isdigit() for k in raw)
+        numbered = {int(k): str(v) for k, v in raw.items()} if by_number else {int(v): k for k, v in raw.items()}
     except (TypeError, ValueError):
         numbered = {}
     if sorted(numbered) != list(range(len(raw))):
         raise InputError(f"{key!r} = {raw} is not numbered from 0 without gaps", where=where, fix=fix)
+    if len(set(numbered.values())) < len(raw):
+        raise InputError(f"{key!r} = {raw} gives one name twice", where=where, fix=fix)
     return [numbered[i] for i in range(len(numbered))]
 
 
 def _subject(pair: object, src: Path, task: str, where: Path) -> SubjectFiles:
     if not isinstance(pair, dict) or not isinstance(pair.get("image"), str):
         raise InputError(f"training entry {pair!r} names no image", where=where, fix='write {"image": ..., "label": ...}')
-    image = _inside(src, pair["image"], "image", where)
-    labels = {task: _inside(src, str(pair["label"]), "label", where)} if pair.get("label") else {}
+    image = _listed(src, pair["image"], "image", where)
+    labels = {task: _listed(src, str(pair["label"]), "label", where)} if pair.get("label") else {}
     return SubjectFiles(stem(image) or image.name, [image], labels)
 
 
-def _inside(src: Path, name: str, what: str, where: Path) -> Path:
-    """A listed file, which must exist and lie in the dataset's folder."""
-    path = src / name
-    if not path.resolve().is_relative_to(src.resolve()):
+def _listed(src: Path, name: str, what: str, where: Path) -> Path:
+    """A listed file, which must exist and whose name must not leave the folder. (A link inside it may: the user laid it.)"""
+    listed = PurePosixPath(name)
+    if listed.is_absolute() or ".." in listed.parts:
         raise InputError(f"{what} {name!r} lies outside the dataset", where=where, fix="list only files of this folder")
+    path = src / listed
     if not path.is_file():
         raise InputError(f"{what} {name!r} is missing", where=where, fix="put the file there, or take the entry out")
     return path
 
 
-def _orphans(src: Path, subjects: list[SubjectFiles], task: str) -> list[str]:
-    listed = {path.resolve() for subject in subjects for path in (*subject.images, *subject.labels.values())}
+def _orphans(src: Path, subjects: Sequence[SubjectFiles]) -> list[str]:
+    listed = {path for subject in subjects for path in (*subject.images, *subject.labels.values())}
     there = [path for folder in ("imagesTr", "labelsTr") for path in sorted((src / folder).glob("*")) if stem(path)]
-    return [f"{path.relative_to(src)} is not listed in {DESCRIPTION}" for path in there if path.resolve() not in listed]
+    return [f"{path.relative_to(src)} is not listed in {DESCRIPTION}" for path in there if path not in listed]

@@ -30,7 +30,7 @@ class SubjectFiles:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a folder holds. `problems` has one line for each file that belongs to no subject."""
+    """What a folder holds. `problems` has one line for each file or column that is left out."""
 
     layout: str
     channels: list[str]
@@ -57,7 +57,7 @@ def load_subject(files: SubjectFiles, tasks: Mapping[str, TaskConfig]) -> Sample
             _check_classes(label.voxels, task, files.labels[name])
             targets[name] = label.voxels
         elif task.kind != "segmentation" and name in files.values:
-            targets[name] = _value(files.values[name], name, task, files.subject_id)
+            targets[name] = _target(files.values[name], name, task, files.subject_id)
     return {
         "subject_id": files.subject_id,
         "image": np.concatenate([volume.voxels for volume in volumes]),
@@ -86,18 +86,24 @@ def _check_classes(label: np.ndarray, task: TaskConfig, path: Path) -> None:
         raise InputError(what, where=path, fix="name the class in the dataset's description, or correct the label")
 
 
-def _value(raw: str | float, name: str, task: TaskConfig, subject_id: str) -> int | float:
+def parse_value(raw: str | float, name: str, task: TaskConfig, *, where: str | Path) -> str | float:
+    """A cell of a table as a target of its task: the name of a class, or a finite number. Raises InputError otherwise."""
     if task.kind == "classification":
         if str(raw) not in task.classes:
-            raise InputError(f"{name} = {raw!r} is no class", where=subject_id, fix=nearest(str(raw), task.classes))
-        return task.classes.index(str(raw))
+            raise InputError(f"{name} = {raw!r} is no class", where=where, fix=nearest(str(raw), task.classes))
+        return str(raw)
     try:
         value = float(raw)
     except ValueError:
         value = np.nan
     if not np.isfinite(value):
-        raise InputError(f"{name} = {raw!r} is not a finite number", where=subject_id, fix="correct it, or write n/a")
+        raise InputError(f"{name} = {raw!r} is not a finite number", where=where, fix="correct it, or write n/a")
     return value
+
+
+def _target(raw: str | float, name: str, task: TaskConfig, subject_id: str) -> int | float:
+    value = parse_value(raw, name, task, where=subject_id)
+    return value if isinstance(value, float) else task.classes.index(value)
 
 
 def _by(shape: tuple[int, ...]) -> str:

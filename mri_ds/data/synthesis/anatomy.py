@@ -18,9 +18,10 @@ from mri_ds.data.synthesis.fields import FOV_MM, smooth_field
 TISSUES = ["background", "csf", "grey", "white", "ventricles", "deep_grey", "lesion"]  # the labels
 UNLABELLED = ["bone", "fat", "muscle", "eye"]  # give signal, are background in the label
 AIR, CSF, GREY, WHITE, VENTRICLES, DEEP_GREY, LESION, BONE, FAT, MUSCLE, EYE = range(11)
-CORTEX_MM = (5.6, 3.8)  # thickness at 20 and at 90 years
+FOLD_MM = 13.0  # knots of the folding field; broader than in life, so that gyri and sulci survive 3 mm voxels
+CORTEX_MM = (7.0, 4.2)  # thickness at 20 and at 90 years
 VENTRICLE_GROWTH = 3.5  # volume at 90 years over that at 20
-AGE_NOISE = 7.0  # years: how far ventricles and cortex, each on its own, look older or younger than the person is
+AGE_NOISE = 6.0  # years: how far ventricles and cortex, each on its own, look older or younger than the person is
 
 Field = np.ndarray
 
@@ -43,7 +44,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """tissue: ids (n, n, n) int8. ventricle_mm: distance to the ventricles. cortex_mm: depth below the cortex, negative outside white matter."""
+    """tissue: ids (n, n, n) int8; ventricle_mm: distance to the ventricles; cortex_mm: depth below the cortex, negative above."""
 
     tissue: Field
     ventricle_mm: Field
@@ -57,7 +58,7 @@ def draw_person(rng: np.random.Generator, age: float) -> Person:
     return Person(
         ventricle_width=float(np.sqrt(max(0.5, 1 + (VENTRICLE_GROWTH - 1) * older[0]))),
         cortex_mm=float(cortex),
-        sulcus_mm=float(1.6 + 1.0 * np.clip(older[2], 0, 1.2)),
+        sulcus_mm=float(3.2 + 2.5 * np.clip(older[2], 0, 1.2)),
         sulcus_depth_mm=float(rng.uniform(14, 18)),
         shrinkage_mm=float(1.5 * np.clip(older[2], 0, 1.2)),
         skull_mm=float(rng.uniform(5, 7)),
@@ -81,7 +82,7 @@ def build_anatomy(person: Person, rng: np.random.Generator, size: int) -> Anatom
     tissue[cerebellum < -1 - folia] = WHITE
 
     hull = cerebrum + person.shrinkage_mm
-    below_pia = _below_pia(p, person, hull, smooth_field(rng, size, 8))
+    below_pia = _below_pia(p, person, hull, smooth_field(rng, size, FOLD_MM))
     below_cortex = below_pia - person.cortex_mm
     tissue[below_pia > 0] = GREY
     tissue[below_cortex > 0] = WHITE
@@ -100,7 +101,7 @@ def _head_coordinates(person: Person, rng: np.random.Generator, size: int) -> li
     p = []
     for row in to_head:
         straight = sum((weight * g).astype(np.float32) for weight, g in zip(row, moved))
-        p.append(straight + 3.5 * smooth_field(rng, size, 32) + 0.6 * smooth_field(rng, size, 14))
+        p.append(straight + 2.6 * smooth_field(rng, size, 36) + 0.6 * smooth_field(rng, size, 14))
     return p
 
 
@@ -137,9 +138,7 @@ def _project(field: Field, p: list[Field]) -> Field:
     x, y, z = p
     reach = np.sqrt((x / 63) ** 2 + (y / 79) ** 2 + ((z - 8) / 60) ** 2)
     stretch = 1 / np.maximum(reach, 0.15)
-    to_index = len(field) / FOV_MM
     at = [(c * stretch / FOV_MM + 0.5) * len(field) - 0.5 for c in (x, y, z)]
-    assert to_index > 0
     return map_coordinates(field, at, order=1, mode="nearest", output=np.float32)
 
 
@@ -152,20 +151,20 @@ def _sheet_distance(field: Field, voxel_mm: float) -> Field:
 def _deep_grey(p: list[Field], person: Person) -> Field:
     x, y, z = np.abs(p[0]), p[1], p[2]
     aside = 5 * (person.ventricle_width - 1)
-    thalamus = _ellipsoid([x - aside, y, z + aside / 2], (10.5, -12, -3), (7.5, 13, 8))
-    lentiform = _ellipsoid([x - aside, y, z], (25, 4, -2), (6, 15, 9))
-    caudate = _ellipsoid([x - 1.6 * aside, y, z], (13, 20, 4), (5, 10, 8))
+    thalamus = _ellipsoid([x - aside, y, z + aside / 2], (10.5, -12, -3), (8.5, 14, 8.5))
+    lentiform = _ellipsoid([x - aside, y, z], (26, 4, -2), (7, 17, 10))
+    caudate = _ellipsoid([x - 1.6 * aside, y, z], (14, 19, 5), (6, 11, 9))
     return np.minimum(np.minimum(thalamus, lentiform), caudate) < 0
 
 
 def _ventricles(p: list[Field], person: Person) -> Field:
-    """Two lateral ventricles, bent over the thalamus and spread behind; the third between them; the fourth before the cerebellum."""
+    """Two lateral ventricles, bent over the thalamus and spread behind; the third between; the fourth before the cerebellum."""
     x, y, z = np.abs(p[0]), p[1], p[2]
     width = person.ventricle_width
-    half = 4.6 * width
+    half = 5 * width
     spread = 0.2 * np.maximum(0, -y - 5)
     bend = (y + 3) ** 2 / 110
-    lateral = _ellipsoid([x - spread, y, z + bend], (1.2 + half, -4, 11), (half, 33, 6.5 * width))
+    lateral = _ellipsoid([x - spread, y, z + bend], (1.2 + half, -4, 11), (half, 34, 6.5 * width))
     third = _ellipsoid(p, (0, -6, -5), (1.9 * width, 12, 8))
     fourth = _ellipsoid(p, (0, -36, -34), (5, 4.5, 7))
     return np.minimum(np.minimum(lateral, third), fourth)

@@ -1,6 +1,7 @@
 """Smooth random fields: the source of every shape, texture and shading of a synthetic subject.
 
-Axes: (n, n, n) voxels of the isotropic grid. Lengths in mm. Uses no BLAS, so that the same draws give the same bytes on any number of threads.
+Axes: (n, n, n) voxels of the isotropic grid. Lengths in mm.
+Uses no BLAS, so that the same draws give the same bytes on any number of threads.
 Source: uniform cubic B-splines, Unser 1999 (IEEE Signal Processing Magazine 16:22), eq. 4.
 """
 
