@@ -12,6 +12,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from mri_ds.losses import (
     LOG_VARIANCE_BOUND,
     MultiTaskLoss,
+    balanced_weights,
     boundary_loss,
     boundary_voxels,
     class_loss,
@@ -338,3 +339,21 @@ def test_what_cannot_be_learned_is_named():
         MultiTaskLoss(TASKS, dice=0.0, cross_entropy=0.0)
     with pytest.raises(ValueError, match="no task"):
         MultiTaskLoss({})
+
+
+def test_class_weights_scale_each_voxels_cross_entropy_by_its_class():
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 2, 2, 2), torch.randint(0, 3, (2, 2, 2, 2))
+    weights = [0.5, 2.0, 3.0]
+    ours = segmentation_loss(logits, target, dice=0.0, class_weights=weights)
+    theirs = torch.nn.functional.cross_entropy(logits, target, torch.tensor(weights), reduction="none").mean(dim=(1, 2, 3))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_balanced_weights_are_one_on_average_and_even_out_at_power_one():
+    prior = [0.9, 0.09, 0.01]
+    for power in (0.0, 0.5, 1.0):
+        assert sum(p * w for p, w in zip(prior, balanced_weights(prior, power), strict=True)) == pytest.approx(1.0)
+    assert balanced_weights(prior, 0.0) == [1.0, 1.0, 1.0]
+    assert [p * w for p, w in zip(prior, balanced_weights(prior, 1.0), strict=True)] == pytest.approx([1 / 3] * 3)
+    assert max(balanced_weights([1.0, 0.0], 1.0)) <= 1e4  # a class that training never saw weighs no more than the rarest

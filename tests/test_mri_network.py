@@ -45,7 +45,8 @@ def test_outputs_start_at_the_priors():
     torch.manual_seed(0)
     out = create_sota_net(TASKS, scale="tiny")(torch.randn(4, 1, 16, 16, 16))
     share = out["tissue"].softmax(1).mean(dim=(0, 2, 3, 4))
-    torch.testing.assert_close(share, torch.tensor([0.7, 0.2, 0.1]), atol=0.1, rtol=0)
+    softened = torch.tensor([0.7, 0.2, 0.1]).sqrt()
+    torch.testing.assert_close(share, softened / softened.sum(), atol=0.1, rtol=0)
     assert (out["age"] - 50).abs().max() < 30
     assert out["lesion"].softmax(1)[:, 0].mean() > 0.6
 

@@ -25,7 +25,6 @@ def build_objective(config: RunConfig) -> SupervisedObjective:
     return SupervisedObjective(BaseMRINet(config.model, config.tasks), MultiTaskLoss(tasks, **terms))
 
 
-
 def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
     """Hands the objective to DeepSpeed: ZeRO, AutoEP, precision, optimiser and schedule as `resolved` says."""
     import deepspeed

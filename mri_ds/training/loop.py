@@ -103,7 +103,7 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
         world_size=world,
         start_step=start,
     )
-    window = _Window()
+    window = Window()
     for step in range(start + 1, training.steps + 1):
         torch.manual_seed(np.random.SeedSequence([training.seed, step, rank]).generate_state(1)[0].item())
         losses, probe = train_step(engine, batches, window)
@@ -127,7 +127,7 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
     return {"run": str(run_dir), "steps": training.steps, "resumed_from": start}
 
 
-def train_step(engine: Any, batches: Iterator[Batch], window: "_Window") -> tuple[dict[str, float], Batch]:
+def train_step(engine: Any, batches: Iterator[Batch], window: "Window") -> tuple[dict[str, float], Batch]:
     """One weight update, made of `gradient_accumulation_steps` micro-batches; mean losses of this rank, and the last batch."""
     sums: dict[str, float] = defaultdict(float)
     count = engine.gradient_accumulation_steps()
@@ -147,7 +147,7 @@ def train_step(engine: Any, batches: Iterator[Batch], window: "_Window") -> tupl
     return dict(sums), batch
 
 
-class _Window:
+class Window:
     """What happened since the last log line: wall time by part, voxels, steps."""
 
     def __init__(self) -> None:

@@ -37,6 +37,9 @@ def test_two_ranks_with_zero_3_and_expert_parallelism_equal_one(one_rank, shards
     a, b = (load_file(run / "model.safetensors") for run in (one_rank, two))
     assert a.keys() == b.keys()
     for name in a:
+        if name.endswith("e_score_correction_bias"):  # follows counts, and one token at a tie moves a count by a whole
+            assert (b[name] - a[name]).abs().max() < 0.01, name
+            continue
         # Adam turns rounding in gradients near zero into whole steps, so single weights may part; tensors may not
         assert (b[name] - a[name]).norm() <= 1e-3 * a[name].norm() + 1e-6, name
 
