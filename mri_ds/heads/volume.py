@@ -15,6 +15,8 @@ from torch import nn
 from mri_ds.heads.parallel import ParallelKANHead
 from mri_ds.heads.voxel import log_prior
 
+SHARE_SCALE = 2.0  # log shares vary by a few tenths between people; this spreads them over the splines' grid
+
 
 @dataclass(frozen=True)
 class VolumeTask:
@@ -49,7 +51,8 @@ class VolumeHeads(nn.Module):
     def forward(self, task_tokens: torch.Tensor, logits: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         features = self.token(task_tokens)  # (B, T, token_features)
         if self.regions is not None:
-            regions = torch.cat([log_share(logits[t], prior) for t, prior in self.region_priors.items()], dim=1).to(features)
+            shares = torch.cat([log_share(logits[t], prior) for t, prior in self.region_priors.items()], dim=1)
+            regions = (SHARE_SCALE * shares).to(features)
             regions = torch.cat([regions, self.regions(regions)], dim=1)  # (B, 2R)
             features = torch.cat([features, regions[:, None].expand(-1, features.shape[1], -1)], dim=-1)
         raw = self.heads({name: features[:, i] for i, name in enumerate(self.tasks)})

@@ -17,6 +17,8 @@ from mri_ds.objectives.supervised import SupervisedObjective
 from mri_ds.training import ds_config as ds
 from mri_ds.training.expert_parallel import install_expert_product
 
+VOLUME_HEAD_LR = 5.0  # times the learning rate of the rest
+
 
 def build_objective(config: RunConfig) -> SupervisedObjective:
     """The network of `config` and its losses, on one device, weights drawn from the global generator."""
@@ -32,9 +34,10 @@ def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its warnings at start are about choices made here on purpose
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # renamed collectives it still calls
     objective.net.encoder.recompute = resolved["activation_checkpointing"]["level"]  # type: ignore[union-attr]
+    optimizer = resolved["optimizer"]["params"]
     engine, *_ = deepspeed.initialize(
         model=objective,
-        model_parameters=parameter_groups(objective, resolved["optimizer"]["params"]["weight_decay"]),
+        model_parameters=parameter_groups(objective, lr=optimizer["lr"], weight_decay=optimizer["weight_decay"]),
         config=ds.for_deepspeed(resolved),
     )
     install_expert_product(engine.module)
@@ -48,13 +51,21 @@ def _loss_facts(task: TaskConfig, class_balance: float) -> dict[str, Any]:
     return facts
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices and kernels; none for gains, biases, positions and task weights."""
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels; none for gains, biases, positions, task weights and volume heads.
+
+    Volume heads learn faster: they are small, see one example per subject where a voxel head sees thousands, and can start
+    only once the regions they measure are found.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "plain": [], "volume_heads": []}
     for name, p in module.named_parameters():
-        (plain if p.ndim < 2 or name.endswith("positions") else decay).append(p)
-    return [
-        {"name": "decay", "params": decay, "weight_decay": weight_decay},
-        {"name": "plain", "params": plain, "weight_decay": 0.0},
-    ]
+        if name.startswith("net.volume_heads."):
+            groups["volume_heads"].append(p)
+        else:
+            groups["plain" if p.ndim < 2 or name.endswith("positions") else "decay"].append(p)
+    settings = {
+        "decay": {"lr": lr, "weight_decay": weight_decay},
+        "plain": {"lr": lr, "weight_decay": 0.0},
+        "volume_heads": {"lr": VOLUME_HEAD_LR * lr, "weight_decay": 0.0},
+    }
+    return [{"name": name, "params": params, **settings[name]} for name, params in groups.items() if params]

@@ -16,11 +16,11 @@ from sklearn.model_selection import cross_val_predict
 
 from mri_ds.data.layouts import find_dataset, load_subject
 from mri_ds.data.synthesis import Subject, dataset, synthesize_dataset, synthesize_subject
-from mri_ds.data.synthesis.anatomy import CSF, DEEP_GREY, GREY, LESION, TISSUES, VENTRICLES, WHITE
+from mri_ds.data.synthesis.anatomy import CSF, DEEP_GREY, GREY, LESION, TISSUES, VENTRICLES, WHITE, build_anatomy, draw_person
 from mri_ds.data.synthesis.contrast import NUM_SCANNERS, scan, scanner
 from mri_ds.data.synthesis.dataset import _thick_slices, _turned
 from mri_ds.data.synthesis.fields import FOV_MM, smooth_field
-from mri_ds.data.synthesis.lesions import COUNTS, GRADES, NEAR_VENTRICLES_MM, RADIUS_MM, STRETCH
+from mri_ds.data.synthesis.lesions import COUNTS, GRADES, NEAR_VENTRICLES_MM, RADIUS_MM, STRETCH, add_lesions
 from mri_ds.errors import InputError
 
 
@@ -96,6 +96,19 @@ class TestAnatomy:
 class TestLesions:
     def test_grades_take_turns(self):
         assert [synthesize_subject(i, seed=0, size=16).lesion for i in range(6)] == GRADES * 2
+
+    def test_grades_do_not_overlap(self):
+        bounds = [bound for grade in GRADES for bound in COUNTS[grade]]
+        assert bounds == sorted(bounds) and bounds[:2] == [0, 0] and bounds[1] < bounds[2] <= bounds[3] < bounds[4]
+
+    def test_they_take_the_place_of_white_matter_alone(self):
+        for number in range(6):
+            rng = np.random.default_rng(number)
+            anatomy = build_anatomy(draw_person(rng, 60), rng, 48)
+            before, after = anatomy.tissue, add_lesions(anatomy, "many", rng)
+            assert LESION not in before and (after == LESION).any()
+            np.testing.assert_array_equal(after != before, after == LESION)
+            assert set(np.unique(before[after == LESION])) == {WHITE}
 
     def test_as_many_as_the_grade_says(self, cohort):
         for subject in cohort:
