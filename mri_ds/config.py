@@ -147,7 +147,7 @@ def validate(raw: Mapping[str, Any], *, where: str = "config") -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as err:
-        first = err.errors()[0]
+        first = next((e for e in err.errors() if e["type"] == "extra_forbidden"), err.errors()[0])
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _known_keys(first["loc"][:-1])

@@ -13,7 +13,17 @@ class InputError(ValueError):
     'a.nii.gz: image is 2-D (shape 64 x 64). Fix: give a 3-D volume.'
     """
 
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return _Said, (str(self),)  # between processes the text travels as it is
+
     def __init__(self, what: str, *, where: str | Path = "", fix: str = "") -> None:
         text = f"{where}: {what}" if str(where) else what
         text = " ".join(text.split()).rstrip(".") + "."
         super().__init__(f"{text} Fix: {fix}{'' if fix.endswith(('.', '?')) else '.'}" if fix else text)
+
+
+class _Said(InputError):
+    """An InputError that came from another process, its text ready-made."""
+
+    def __init__(self, text: str) -> None:
+        ValueError.__init__(self, text)

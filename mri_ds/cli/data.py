@@ -59,5 +59,7 @@ def shard(
         return
     sizes = ", ".join(f"{split.num_samples} {name}" for name, split in manifest.splits.items())
     print(f"{sizes} subjects of {manifest.layout} layout in {out}; tasks: {', '.join(manifest.tasks)}")
+    for line in dataset.problems:
+        print(f"not used: {line}")
     for line in manifest.skipped:
         print(f"skipped {line}")

@@ -24,7 +24,8 @@ class ParallelKANHead(nn.Module):
                 return nn.Sequential(nn.Linear(in_features, hidden), nn.SiLU(), nn.Linear(hidden, num_outputs))
             return nn.Sequential(OptimizedKANLayer(in_features, hidden), OptimizedKANLayer(hidden, num_outputs))
 
-        self.heads = nn.ModuleDict({task: head(n) for task, n in outputs.items()})
+        self.tasks = list(outputs)
+        self.heads = nn.ModuleList(head(n) for n in outputs.values())
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {task: head(features[task]) for task, head in self.heads.items()}
+        return {task: head(features[task]) for task, head in zip(self.tasks, self.heads, strict=True)}

@@ -26,10 +26,12 @@ class VoxelHeads(nn.Module):
 
     def __init__(self, in_channels: int, class_priors: Mapping[str, Sequence[float]]) -> None:
         super().__init__()
-        self.heads = nn.ModuleDict({task: _head(in_channels, prior) for task, prior in class_priors.items()})
+        self.tasks = list(class_priors)
+        # a list, because a task may bear a name that nn.Module keeps for itself, as `type`
+        self.heads = nn.ModuleList(_head(in_channels, prior) for prior in class_priors.values())
 
     def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {task: GAIN * head(features) for task, head in self.heads.items()}
+        return {task: GAIN * head(features) for task, head in zip(self.tasks, self.heads, strict=True)}
 
 
 def log_prior(prior: Sequence[float], floor: float = 1e-4) -> list[float]:

@@ -151,9 +151,9 @@ def _sheet_distance(field: Field, voxel_mm: float) -> Field:
 def _deep_grey(p: list[Field], person: Person) -> Field:
     x, y, z = np.abs(p[0]), p[1], p[2]
     aside = 5 * (person.ventricle_width - 1)
-    thalamus = _ellipsoid([x - aside, y, z + aside / 2], (10.5, -12, -3), (8.5, 14, 8.5))
-    lentiform = _ellipsoid([x - aside, y, z], (26, 4, -2), (7, 17, 10))
-    caudate = _ellipsoid([x - 1.6 * aside, y, z], (14, 19, 5), (6, 11, 9))
+    thalamus = _ellipsoid([x - aside, y, z + aside / 2], (10.5, -12, -3), (9.5, 16, 9.5))
+    lentiform = _ellipsoid([x - aside, y, z], (26, 4, -2), (8.5, 18, 11))
+    caudate = _ellipsoid([x - 1.6 * aside, y, z], (14, 19, 5), (7, 12.5, 10))
     return np.minimum(np.minimum(thalamus, lentiform), caudate) < 0
 
 

@@ -10,7 +10,7 @@ from mri_ds.data.synthesis.fields import FOV_MM
 
 GRADES = ["none", "few", "many"]
 COUNTS = {"none": (0, 0), "few": (1, 3), "many": (5, 9)}
-RADIUS_MM = (4.0, 7.0)
+RADIUS_MM = (5.0, 8.0)
 STRETCH = 1.25  # a radius along one axis is up to this much longer or shorter
 NEAR_VENTRICLES_MM = (3.0, 22.0)
 GAP_MM = 5.0  # between two lesions, so that they stay two on voxels of 3 mm
