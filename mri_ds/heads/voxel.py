@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 # Logits are this many times the convolution, whose weights start as much smaller. Adam moves every weight by about the learning
-# rate a step, and eight narrow features need weights far from where they start: without the gain the heads hold the whole network
-# back (60 steps on crops of synthetic brains, mean Dice over tissues: 0.54 at gain 1, 0.74 at 8, 0.81 at 64).
+# rate a step, and eight narrow features need weights far from where they start. Seen in single runs of 60 steps on crops of
+# synthetic brains, learning rate 5e-3, mean training Dice of the six tissues: 0.66 at gain 8, 0.68 at 16, 0.71 at 32, 0.75 at 64.
 GAIN = 64.0
 
 
