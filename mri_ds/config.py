@@ -29,6 +29,8 @@ class TaskConfig(_Strict):
     classes: list[str] = []
     unit: str = ""  # of a regression target: "years", "mL"
     class_prior: list[float] = []  # share of each class in training (voxels or subjects); sets the output bias
+    class_presence: list[float] = []  # of a segmentation: share of the training subjects that show each class
+    smallest_part_ml: list[float] = []  # of each class: 5th percentile of its connected parts in training, see data/parts.py
     mean: float = 0.0  # of a regression target over the training subjects
     std: float = Field(default=1.0, gt=0)
 

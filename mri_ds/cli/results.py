@@ -9,6 +9,9 @@ from mri_ds.cli import console
 from mri_ds.errors import InputError
 
 Checkpoint = Annotated[Path, typer.Option("--checkpoint", metavar="RUN", help="Run folder that `mri-ds train` wrote.")]
+KeepSmallParts = Annotated[
+    bool, typer.Option("--keep-small-parts", help="Leave parts in label maps that are far smaller than any in training.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -17,6 +20,7 @@ def evaluate(
     data: Annotated[Path, typer.Option("--data", help="Folder of shards.")] = Path("shards"),
     split: Annotated[str, typer.Option("--split", help="`test` or `train`.")] = "test",
     picture: Annotated[Path | None, typer.Option("--picture", metavar="PNG", help="Draw a subject of the split here.")] = None,
+    keep_small_parts: KeepSmallParts = False,
     json: Json = False,
 ) -> None:
     """Score a run on subjects it never saw, each figure beside that of a constant predictor.
@@ -31,7 +35,7 @@ def evaluate(
 
         run = load_run(checkpoint)
         with console.progress("evaluate") as report:
-            result = evaluation.evaluate(run, data, split=split, progress=report)
+            result = evaluation.evaluate(run, data, split=split, keep_small_parts=keep_small_parts, progress=report)
         drawn = evaluation.draw_first_case(run, data, split, picture) if picture is not None else None
     if json:
         console.print_json({**result, "picture": str(drawn) if drawn else None})
@@ -48,6 +52,7 @@ def predict(
     inputs: Annotated[list[Path], typer.Option("--input", metavar="PATH", help="NIfTI file; more may follow it.")],
     output: Annotated[Path, typer.Option("--output", help="Folder to write into.")],
     more: Annotated[list[Path] | None, typer.Argument(metavar="PATH", help="Further NIfTI files.", show_default=False)] = None,
+    keep_small_parts: KeepSmallParts = False,
     json: Json = False,
 ) -> None:
     """Predict NIfTI files: a label map on each input's own grid, a JSON of the other tasks, a picture.
@@ -65,7 +70,7 @@ def predict(
         results = []
         with console.progress("predict") as report:
             for path in subjects:
-                results.append(predict_file(run, path, output))
+                results.append(predict_file(run, path, output, keep_small_parts=keep_small_parts))
                 report(len(results), len(subjects))
     if json:
         console.print_json({"subjects": results})

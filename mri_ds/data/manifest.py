@@ -6,7 +6,7 @@ Statistics (class priors, mean, std, median grid) come from the training subject
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mri_ds.config import TaskConfig, Triple
+from mri_ds.data.parts import smallest_part_ml
 from mri_ds.errors import InputError
 
 FORMAT_VERSION = 1
@@ -46,7 +47,7 @@ class Manifest(BaseModel):
     format_version: int
     layout: str
     channels: list[str]
-    tasks: dict[str, TaskConfig]  # class_prior, mean and std are of the training subjects
+    tasks: dict[str, TaskConfig]  # their statistics are of the training subjects
     num_folds: int = Field(default=5, ge=2)
     fold: int = Field(default=0, ge=0)  # the fold that is `test`
     splits: dict[str, Split]
@@ -62,6 +63,7 @@ class Summary:
     spacing_mm: tuple[float, float, float]
     voxels_per_class: dict[str, np.ndarray]  # segmentation task -> (K,) int64
     values: dict[str, int | float]  # classification -> class index, regression -> value
+    part_ml: dict[str, list[np.ndarray]] = field(default_factory=dict)  # segmentation task -> K - 1 arrays, see data/parts.py
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -100,9 +102,10 @@ def check_format_version(raw: object, *, where: str | Path) -> None:
 
 
 def with_statistics(tasks: dict[str, TaskConfig], train: Sequence[Summary]) -> dict[str, TaskConfig]:
-    """Fills class_prior, mean and std. A task without any label in `train` keeps what it has.
+    """Fills the statistics. A task without any label in `train` keeps what it has.
 
-    Segmentation: share of voxels per class over the labelled subjects; classification: share of subjects; regression: mean
+    Segmentation, over the labelled subjects: share of voxels per class, share of subjects that show it, size of its smallest
+    parts; classification: share of subjects; regression: mean
     and population standard deviation (1 when all values are equal, so that dividing by it stays defined).
     """
     return {name: task.model_copy(update=_statistics(name, task, train)) for name, task in tasks.items()}
@@ -117,14 +120,24 @@ def fingerprint(train: Sequence[Summary]) -> Fingerprint:
 
 def _statistics(name: str, task: TaskConfig, train: Sequence[Summary]) -> dict[str, object]:
     if task.kind == "segmentation":
-        counts = [s.voxels_per_class[name] for s in train if name in s.voxels_per_class]
-        return {"class_prior": _shares(np.sum(counts, axis=0))} if counts else {}
+        labelled = [s for s in train if name in s.voxels_per_class]
+        return _segmentation_statistics(name, labelled) if labelled else {}
     values = [s.values[name] for s in train if name in s.values]
     if not values:
         return {}
     if task.kind == "classification":
         return {"class_prior": _shares(np.bincount(np.array(values, dtype=np.int64), minlength=len(task.classes)))}
     return {"mean": float(np.mean(values)), "std": float(np.std(values)) or 1.0}
+
+
+def _segmentation_statistics(name: str, labelled: Sequence[Summary]) -> dict[str, object]:
+    counts = np.array([s.voxels_per_class[name] for s in labelled])  # (N, K)
+    parts = [s.part_ml[name] for s in labelled if name in s.part_ml]
+    return {
+        "class_prior": _shares(counts.sum(axis=0)),
+        "class_presence": (counts > 0).mean(axis=0).tolist(),
+        "smallest_part_ml": [0.0, *(smallest_part_ml(volumes) for volumes in zip(*parts))] if parts else [],
+    }
 
 
 def _shares(counts: np.ndarray) -> list[float]:

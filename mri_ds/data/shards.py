@@ -40,6 +40,7 @@ from mri_ds.data.manifest import (
     write_manifest,
 )
 from mri_ds.data.members import VOXELS, encode_sample, key_of
+from mri_ds.data.parts import part_volumes_ml
 from mri_ds.data.preprocess import to_canonical
 from mri_ds.data.splits import assign_folds
 from mri_ds.errors import InputError
@@ -142,11 +143,13 @@ def encode_subject(files: SubjectFiles, tasks: dict[str, TaskConfig], num_channe
 def _summarize(sample: Sample, tasks: dict[str, TaskConfig]) -> Summary:
     targets = sample["targets"]
     maps = {name for name, task in tasks.items() if task.kind == "segmentation"} & targets.keys()
+    voxel_ml = float(abs(np.linalg.det(sample["affine"][:3, :3]))) / 1000
     return Summary(
         shape=sample["image"].shape[1:],
         spacing_mm=tuple(sample["spacing_mm"].tolist()),
         voxels_per_class={name: np.bincount(targets[name].ravel(), minlength=len(tasks[name].classes)) for name in maps},
         values={name: value for name, value in targets.items() if name not in maps},
+        part_ml={name: part_volumes_ml(targets[name], len(tasks[name].classes), voxel_ml) for name in maps},
     )
 
 

@@ -28,7 +28,9 @@ from mri_ds.inference.subject import LabelMap, predict_sample
 Progress = Callable[[int, int], None]
 
 
-def evaluate(run: Run, shards: str | Path, *, split: str = "test", progress: Progress | None = None) -> Figures:
+def evaluate(
+    run: Run, shards: str | Path, *, split: str = "test", keep_small_parts: bool = False, progress: Progress | None = None
+) -> Figures:
     """Predicts every subject of `split` on its native grid and scores it there. `progress` hears (done, total).
 
     Raises InputError when the shards lack one of the run's tasks, classes or channels, or have no subject in `split`.
@@ -38,7 +40,7 @@ def evaluate(run: Run, shards: str | Path, *, split: str = "test", progress: Pro
     for i in range(len(dataset)):
         sample = dataset.read(i)
         figures: Figures = {"subject_id": sample["subject_id"]}
-        for name, prediction in predict_sample(run, sample).items():
+        for name, prediction in predict_sample(run, sample, keep_small_parts=keep_small_parts).items():
             if name in sample["targets"]:
                 figures[name] = score_subject(prediction, sample["targets"][name], sample["spacing_mm"])
         subjects.append(figures)

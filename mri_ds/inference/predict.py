@@ -25,7 +25,7 @@ from mri_ds.sample import Sample
 __all__ = ["ClassScores", "LabelMap", "Prediction", "Run", "Value", "load_run", "predict_file", "predict_sample"]
 
 
-def predict_file(run: Run, path: str | Path, out_dir: str | Path) -> dict[str, Any]:
+def predict_file(run: Run, path: str | Path, out_dir: str | Path, *, keep_small_parts: bool = False) -> dict[str, Any]:
     """Predicts one subject and writes the results into `out_dir`; returns the content of SUBJECT.json and the written paths.
 
     A network of several channels takes a 4-D NIfTI, or any one of its channels' files named SUBJECT_CHANNEL.nii.gz, beside
@@ -35,7 +35,7 @@ def predict_file(run: Run, path: str | Path, out_dir: str | Path) -> dict[str, A
     sample = load_subject(SubjectFiles(subject_id=subject_id, images=images, labels={}, values={}), {})
     _check_channels(sample, Path(path), run.channels)
     canonical = to_canonical(sample)
-    predictions = predict_sample(run, canonical)
+    predictions = predict_sample(run, canonical, keep_small_parts=keep_small_parts)
 
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,9 @@ def describe(prediction: Prediction, affine: np.ndarray) -> dict[str, Any]:
         voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
         counts = np.bincount(prediction.labels.ravel(), minlength=len(prediction.classes))
         volumes = {name: round(float(n) * voxel_ml, 4) for name, n in zip(prediction.classes, counts)}
-        return {"kind": "segmentation", "volume_ml": {name: volumes[name] for name in prediction.classes[1:]}}
+        found = {name: volumes[name] for name in prediction.classes[1:]}
+        dropped = {name: round(ml, 4) for name, ml in prediction.dropped_ml.items()}
+        return {"kind": "segmentation", "volume_ml": found, "dropped_small_parts_ml": dropped}
     if isinstance(prediction, ClassScores):
         probabilities = {name: float(p) for name, p in zip(prediction.classes, prediction.probabilities)}
         return {"kind": "classification", "class": prediction.class_name, "probabilities": probabilities}

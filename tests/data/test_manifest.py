@@ -1,6 +1,7 @@
 """manifest.json: statistics by hand, refusals in one line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,14 @@ def test_statistics_by_hand():
     assert tasks["tissue"].class_prior == [0.75, 0.25] and tasks["lesion"].class_prior == [0.75, 0.25, 0.0]
     assert (tasks["age"].mean, tasks["age"].std) == (30.0, 10.0)
     assert TASKS["tissue"].class_prior == [], "the given tasks were changed"
+
+
+def test_presence_and_smallest_parts_of_the_labelled_subjects_by_hand():
+    """Grey in one of two labelled subjects, in parts of 1 .. 100 ml: the fifth percentile of 1..100 is 5.95."""
+    parts = replace(summary([90, 10]), part_ml={"tissue": [np.arange(1.0, 101.0)]})
+    none = replace(summary([100, 0]), part_ml={"tissue": [np.zeros(0)]})
+    tissue = with_statistics(TASKS, [parts, none, summary(age=1.0)])["tissue"]
+    assert tissue.class_presence == [1.0, 0.5] and tissue.smallest_part_ml == [0.0, pytest.approx(5.95)]
 
 
 def test_one_value_and_no_value():

@@ -115,6 +115,22 @@ def test_results_are_in_the_json_and_nothing_else_is_left(tmp_path):
     assert told["tasks"]["size"] == {"kind": "regression", "value": pytest.approx(4.0, abs=1e-5), "unit": "mL"}
 
 
+def test_a_speck_is_dropped_told_of_and_kept_on_request(tmp_path):
+    """Training never showed a part of `bright` below 0.05 ml (25 voxels); one bright voxel of 0.002 ml lies alone."""
+    mask = bright_boxes()
+    mask[0, 0, 0] = 1
+    nib.save(nib.Nifti1Image((100 + 50 * mask).astype(np.float32), tilted_affine()), tmp_path / "sub-1.nii.gz")
+    run = make_run()
+    seen = {"smallest_part_ml": [0.0, 0.05], "class_presence": [1.0, 0.5]}
+    run.config.tasks["bright"] = run.config.tasks["bright"].model_copy(update=seen)
+    result = predict_file(run, tmp_path / "sub-1.nii.gz", tmp_path)
+    kept = predict_file(run, tmp_path / "sub-1.nii.gz", tmp_path / "kept", keep_small_parts=True)
+    voxels, everything = (np.asarray(nib.load(r["files"]["bright"]).dataobj) for r in (result, kept))
+    assert voxels[0, 0, 0] == 0 and (everything == mask).all() and everything.sum() == voxels.sum() + 1
+    assert result["tasks"]["bright"]["dropped_small_parts_ml"] == {"bright": pytest.approx(0.002, abs=1e-4)}
+    assert kept["tasks"]["bright"]["dropped_small_parts_ml"] == {}
+
+
 def write_dataset(folder: Path, num_subjects: int = 4) -> None:
     """Folder layout with one label map; images smaller than the patches used here."""
     rng = np.random.default_rng(0)

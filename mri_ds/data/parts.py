@@ -1,0 +1,69 @@
+"""Connected parts of a label map: how large they are in training, and which predicted ones are too small to be believed.
+
+Axes: K classes, D H W voxels; volumes in ml. Voxels that share a face, an edge or a corner are connected.
+A network sprinkles single voxels of a rare class over the brain. One such voxel turns a healthy subject into one with a lesion,
+so parts far smaller than any that people drew are given to the next best class (after Isensee et al. 2021, nnU-Net, who drop all
+parts but the largest where that helps; here many parts may be right, as with lesions).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+CONNECTED = np.ones((3, 3, 3), dtype=bool)
+SMALL_PERCENTILE = 5.0  # of the parts that training labels have; not their minimum, which is one stray voxel in many sets
+CREDIBLE_SHARE = 0.5  # of that percentile: a predicted part may be this much smaller than what people drew
+
+
+def part_volumes_ml(labels: np.ndarray, num_classes: int, voxel_ml: float) -> list[np.ndarray]:
+    """Volume of each connected part of each class but background: labels (D, H, W) -> K - 1 arrays of ml.
+
+    >>> part_volumes_ml(np.array([[[1, 1, 0, 1, 2]]]), num_classes=3, voxel_ml=0.001)
+    [array([0.002, 0.001]), array([0.001])]
+    """
+    boxes = ndimage.find_objects(labels, max_label=num_classes - 1)
+    return [_sizes(labels[box] == k)[1:] * voxel_ml if box else np.zeros(0) for k, box in enumerate(boxes, start=1)]
+
+
+def smallest_part_ml(volumes_ml: Sequence[np.ndarray]) -> float:
+    """The 5th percentile of the parts of one class over the training subjects; 0 when there are none."""
+    parts = np.concatenate(volumes_ml) if volumes_ml else np.zeros(0)
+    return float(np.percentile(parts, SMALL_PERCENTILE)) if parts.size else 0.0
+
+
+def drop_small_parts(
+    scores: torch.Tensor, *, smallest_ml: Sequence[float], is_always_present: Sequence[bool], voxel_ml: float
+) -> tuple[np.ndarray, list[float]]:
+    """Labels of scores (K, D, H, W) without parts below half of `smallest_ml`: (D, H, W) int16, and the ml that each class lost.
+
+    smallest_ml, is_always_present: one per class, background first (not looked at). A dropped part becomes, voxel by voxel, the
+    class with the next best score. Of a class that every training subject has, the largest part stays whatever its size: a
+    shrunken organ is a finding, not noise.
+    """
+    labels = scores.argmax(dim=0).to(torch.int16).cpu().numpy()
+    dropped_ml = [0.0] * len(scores)
+    for k in range(1, len(scores)):
+        limit = CREDIBLE_SHARE * smallest_ml[k] / voxel_ml
+        mask = labels == k
+        if limit <= 1 or not mask.any():
+            continue
+        parts, _ = ndimage.label(mask, CONNECTED)
+        sizes = np.bincount(parts.ravel())
+        is_small = sizes < limit
+        is_small[0] = False
+        if is_always_present[k]:
+            is_small[1 + int(sizes[1:].argmax())] = False
+        small = is_small[parts]
+        where = torch.from_numpy(small).to(scores.device)
+        others = scores[:, where].clone()
+        others[k] = -torch.inf
+        labels[small] = others.argmax(dim=0).to(torch.int16).cpu().numpy()
+        dropped_ml[k] = float(small.sum()) * voxel_ml
+    return labels, dropped_ml
+
+
+def _sizes(mask: np.ndarray) -> np.ndarray:
+    """Voxels of each connected part of a mask, the voxels outside it first."""
+    return np.bincount(ndimage.label(mask, CONNECTED)[0].ravel(), minlength=1)
