@@ -4,8 +4,9 @@ Axes: B batch, C channel, D H W voxels; c is the stem's width.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from mri_ds.nn.normalization import GroupNormSiLU
 
 
 class ConvBlock(nn.Module):
@@ -18,10 +19,10 @@ class ConvBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.norm = nn.GroupNorm(max(1, out_channels // 8), out_channels)
+        self.norm = GroupNormSiLU(max(1, out_channels // 8), out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.silu(self.norm(self.conv(x)), inplace=True)
+        return self.norm(self.conv(x))  # type: ignore[no-any-return]
 
 
 class Stem(nn.Module):
