@@ -9,7 +9,7 @@ that every scale spends the same weights on its cube and cost stays even.
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import nn
 
 Grid = tuple[int, int, int]
@@ -47,7 +47,8 @@ class OptimizedCubeEmbedding(nn.Module):
         """The double cubes' map on the token grid; an odd grid is read one stride further, over repeated edges."""
         missing = [(n % 2) * s for n, s in zip(grid, self.half_stride, strict=True)]
         features = F.pad(features, [p for m in reversed(missing) for p in (0, m)], mode="replicate") if any(missing) else features
-        halved = reduce(features, "b c (d i) (h j) (w k) -> b c d h w", "mean", i=2, j=2, k=2)  # avg_pool3d has no bf16 on CPU
+        # at exactly half the size the linear weights are those of a mean over 2 x 2 x 2; avg_pool3d has no bf16 on CPU
+        halved = F.interpolate(features, scale_factor=0.5, mode="trilinear", align_corners=False)
         coarse = F.interpolate(self.coarse(halved), scale_factor=2, mode="nearest")  # type: ignore[misc]
         return coarse[:, :, : grid[0], : grid[1], : grid[2]]
 
