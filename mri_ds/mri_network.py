@@ -64,7 +64,7 @@ class BaseMRINet(nn.Module):
             attention_dropout=model.attention_dropout,
         )
         self.decoder = Decoder(model.embed_dim, width) if voxel_priors else None
-        self.voxel_heads = VoxelHeads(width, voxel_priors) if voxel_priors else None
+        self.voxel_heads = VoxelHeads(width, 4 * width, voxel_priors) if voxel_priors else None
         num_volume = len(volume_tasks)
         self.cross_task = (
             CrossTaskAttention(model.embed_dim, model.num_heads, num_volume) if num_volume and model.use_cross_task else None
@@ -83,7 +83,7 @@ class BaseMRINet(nn.Module):
         tokens = self.encoder(tokens, grid)
         out: dict[str, torch.Tensor] = {}
         if self.decoder is not None and self.voxel_heads is not None:
-            logits = self.voxel_heads(self.decoder(tokens, grid, fine, half, full))
+            logits = self.voxel_heads(*self.decoder(tokens, grid, fine, half, full))
             d, h, w = image.shape[2:]
             out = {task: x[:, :, :d, :h, :w] for task, x in logits.items()}
         if self.volume_heads is not None:

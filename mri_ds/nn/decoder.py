@@ -2,7 +2,7 @@
 
 Axes: B batch, c stem width, D token width, (d, h, w) token grid, s token stride.
 In: tokens (B, d*h*w, D), the embedding's finer map (B, D/4, 2d, 2h, 2w), half (B, 4c, D/2, H/2, W/2) and full (B, c, D, H, W)
-skips.  Out: features (B, c, D, H, W).
+skips.  Out: features (B, c, D, H, W) and (B, 4c, D/2, H/2, W/2).
 """
 
 import torch
@@ -29,11 +29,11 @@ class Decoder(nn.Module):
 
     def forward(
         self, tokens: torch.Tensor, grid: Grid, fine: torch.Tensor, half: torch.Tensor, full: torch.Tensor
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         x = rearrange(tokens, "b (d h w) c -> b c d h w", d=grid[0], h=grid[1], w=grid[2])
         x = self.at_fine(self.from_tokens(x), fine)
-        x = self.at_half(x, half)
-        return self.at_full(self.to_full(x), full)  # type: ignore[no-any-return]
+        at_half = self.at_half(x, half)
+        return self.at_full(self.to_full(at_half), full), at_half
 
 
 class UpBlock(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mri_ds.heads.volume import VolumeHeads, VolumeTask, log_share
-from mri_ds.heads.voxel import VoxelHeads, log_prior
+from mri_ds.heads.voxel import log_prior
 
 
 def test_log_share_is_the_log_ratio_to_the_prior_by_hand():
@@ -26,10 +26,3 @@ def test_regression_comes_in_the_targets_unit():
     torch.manual_seed(0)
     heads = VolumeHeads(8, {"age": VolumeTask(mean=1000.0, std=0.001)}, {})
     assert heads(torch.randn(3, 1, 8), {})["age"].tolist() == pytest.approx([1000.0] * 3, abs=0.1)
-
-
-def test_voxel_heads_start_at_half_the_log_prior():
-    """Shares of 0.9 and 0.1 start at odds of sqrt(9) = 3 to 1."""
-    heads = VoxelHeads(4, {"tissue": [0.9, 0.1]})
-    share = heads(torch.zeros(1, 4, 2, 2, 2))["tissue"].softmax(1)[0, :, 0, 0, 0]
-    torch.testing.assert_close(share, torch.tensor([0.75, 0.25]))
