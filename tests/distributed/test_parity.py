@@ -6,10 +6,11 @@ import launches
 import pytest
 from safetensors.torch import load_file
 
-# A small learning rate: at a large one Adam turns rounding in gradients near zero into whole steps, and runs part by themselves.
+from mri_ds.config import TrainingConfig
+
+LR, STEPS = TrainingConfig().lr, 10
 SETS = [
-    "training.lr=0.0005",
-    "training.steps=10",
+    f"training.steps={STEPS}",
     "training.log_every=1",
     "training.global_batch=4",
     "model.drop_path=0",
@@ -48,8 +49,10 @@ def test_two_ranks_with_zero_3_and_expert_parallelism_equal_one(one_rank, shards
         if name.endswith("e_score_correction_bias"):  # follows counts, and one token at a tie moves a count by a whole
             assert (b[name] - a[name]).abs().max() < 0.01, name
             continue
-        # Adam turns rounding in gradients near zero into whole steps, so single weights may part; tensors may not
-        assert (b[name] - a[name]).norm() <= 1e-3 * a[name].norm() + 1e-6, name
+        # Adam turns rounding in gradients near zero into whole steps, so single weights may part. A tensor may by a thousandth of
+        # its size, or of the way that Adam can go: a learning rate per weight and step
+        reach = LR * STEPS * a[name].numel() ** 0.5
+        assert (b[name] - a[name]).norm() <= 1e-3 * max(a[name].norm(), reach), name
 
 
 @pytest.mark.timeout(240)
