@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mri_ds.config import SCALES, ModelConfig, TaskConfig, load_config
-from mri_ds.heads.volume import VolumeHeads, VolumeTask
-from mri_ds.heads.voxel import VoxelHeads
+from mri_ds.heads.volume import USUAL_STD, RegionStatistics, VolumeHeads, VolumeTask
+from mri_ds.heads.voxel import VoxelHeads, log_prior
 from mri_ds.nn.convolution import Stem
 from mri_ds.nn.cross_task import CrossTaskAttention
 from mri_ds.nn.decoder import Decoder
@@ -41,6 +41,7 @@ class BaseMRINet(nn.Module):
 
     def __init__(self, model: ModelConfig, tasks: Tasks) -> None:
         super().__init__()
+        regions = {name: _region_statistics(task) for name, task in tasks.items() if task.kind == "segmentation"}
         voxel_priors = {name: _prior(task) for name, task in tasks.items() if task.kind == "segmentation"}
         volume_tasks = {name: _volume_task(task) for name, task in tasks.items() if task.kind != "segmentation"}
         if not tasks:
@@ -69,9 +70,7 @@ class BaseMRINet(nn.Module):
         self.cross_task = (
             CrossTaskAttention(model.embed_dim, model.num_heads, num_volume) if num_volume and model.use_cross_task else None
         )
-        self.volume_heads = (
-            VolumeHeads(model.embed_dim, volume_tasks, voxel_priors, use_kan=model.use_kan) if num_volume else None
-        )
+        self.volume_heads = VolumeHeads(model.embed_dim, volume_tasks, regions, use_kan=model.use_kan) if num_volume else None
         self.num_volume_tasks = num_volume
 
     def forward(self, image: torch.Tensor, spacing_mm: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
@@ -142,6 +141,11 @@ def describe(scale: str) -> dict[str, Any]:
 
 def _prior(task: TaskConfig) -> list[float]:
     return task.class_prior or [1 / len(task.classes)] * len(task.classes)
+
+
+def _region_statistics(task: TaskConfig) -> RegionStatistics:
+    mean = task.log_share_mean or log_prior(_prior(task))
+    return RegionStatistics(mean, task.log_share_std or [USUAL_STD] * len(mean))
 
 
 def _volume_task(task: TaskConfig) -> VolumeTask:

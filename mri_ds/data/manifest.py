@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mri_ds.config import TaskConfig, Triple
+from mri_ds.config import SHARE_FLOOR, TaskConfig, Triple
 from mri_ds.data.parts import smallest_part_ml
 from mri_ds.errors import InputError
 
@@ -104,8 +104,8 @@ def check_format_version(raw: object, *, where: str | Path) -> None:
 def with_statistics(tasks: dict[str, TaskConfig], train: Sequence[Summary]) -> dict[str, TaskConfig]:
     """Fills the statistics. A task without any label in `train` keeps what it has.
 
-    Segmentation, over the labelled subjects: share of voxels per class, share of subjects that show it, size of its smallest
-    parts; classification: share of subjects; regression: mean
+    Segmentation, over the labelled subjects: share of voxels per class, share of subjects that show it, log of its share of a
+    subject, size of its smallest parts; classification: share of subjects; regression: mean
     and population standard deviation (1 when all values are equal, so that dividing by it stays defined).
     """
     return {name: task.model_copy(update=_statistics(name, task, train)) for name, task in tasks.items()}
@@ -133,7 +133,10 @@ def _statistics(name: str, task: TaskConfig, train: Sequence[Summary]) -> dict[s
 def _segmentation_statistics(name: str, labelled: Sequence[Summary]) -> dict[str, object]:
     counts = np.array([s.voxels_per_class[name] for s in labelled])  # (N, K)
     parts = [s.part_ml[name] for s in labelled if name in s.part_ml]
+    log_shares = np.log(np.maximum(counts / counts.sum(axis=1, keepdims=True), SHARE_FLOOR))
     return {
+        "log_share_mean": log_shares.mean(axis=0).tolist(),
+        "log_share_std": log_shares.std(axis=0).tolist(),
         "class_prior": _shares(counts.sum(axis=0)),
         "class_presence": (counts > 0).mean(axis=0).tolist(),
         "smallest_part_ml": [0.0, *(smallest_part_ml(volumes) for volumes in zip(*parts))] if parts else [],

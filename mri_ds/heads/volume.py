@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mri_ds.config import SHARE_FLOOR
 from mri_ds.heads.parallel import ParallelKANHead
 from mri_ds.heads.voxel import log_prior
 
-SHARE_SCALE = 2.0  # log shares vary by a few tenths between people; this spreads them over the splines' grid
+USUAL_STD = 0.5  # of a log share, where no training data have told
+LEAST_STD = 0.05  # or the background, which hardly varies, would be all noise
+FURTHEST = 3.0  # standard deviations that a region may seem from the mean: early predictions are far off
 
 
 @dataclass(frozen=True)
@@ -27,22 +30,30 @@ class VolumeTask:
     std: float = 1.0
 
 
+@dataclass(frozen=True)
+class RegionStatistics:
+    """Mean and standard deviation over training subjects of the log of each class's share of the volume, (K,) each."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
 class VolumeHeads(nn.Module):
-    """Heads for `tasks` in order; `region_priors` are the class priors of the segmentation tasks, in order."""
+    """Heads for `tasks` in order; `regions` has the statistics of the segmentation tasks, in order."""
 
     def __init__(
         self,
         dim: int,
         tasks: Mapping[str, VolumeTask],
-        region_priors: Mapping[str, Sequence[float]],
+        regions: Mapping[str, RegionStatistics],
         *,
         token_features: int = 8,
         use_kan: bool = True,
     ) -> None:
         super().__init__()
         self.tasks = dict(tasks)
-        self.region_priors = {task: log_prior(prior) for task, prior in region_priors.items()}
-        num_regions = sum(len(prior) for prior in region_priors.values())
+        self.region_statistics = dict(regions)
+        num_regions = sum(len(region.mean) for region in regions.values())
         self.token = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, token_features), nn.Tanh())
         self.regions = nn.Linear(num_regions, num_regions) if num_regions else None
         outputs = {name: max(1, len(task.prior)) for name, task in tasks.items()}
@@ -51,8 +62,8 @@ class VolumeHeads(nn.Module):
     def forward(self, task_tokens: torch.Tensor, logits: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         features = self.token(task_tokens)  # (B, T, token_features)
         if self.regions is not None:
-            shares = torch.cat([log_share(logits[t], prior) for t, prior in self.region_priors.items()], dim=1)
-            regions = (SHARE_SCALE * shares).to(features)
+            sizes = [relative_size(logits[task], region) for task, region in self.region_statistics.items()]
+            regions = torch.cat(sizes, dim=1).to(features)
             regions = torch.cat([regions, self.regions(regions)], dim=1)  # (B, 2R)
             features = torch.cat([features, regions[:, None].expand(-1, features.shape[1], -1)], dim=-1)
         raw = self.heads({name: features[:, i] for i, name in enumerate(self.tasks)})
@@ -60,14 +71,15 @@ class VolumeHeads(nn.Module):
 
 
 @torch.no_grad()
-def log_share(logits: torch.Tensor, log_priors: Sequence[float]) -> torch.Tensor:
-    """Log of each class's soft share of the volume, less its log prior: logits (B, K, D, H, W) -> (B, K) float32.
+def relative_size(logits: torch.Tensor, region: RegionStatistics) -> torch.Tensor:
+    """How large each class is among the training subjects: logits (B, K, D, H, W) -> (B, K) float32, standard deviations.
 
-    Differences of logs are log ratios, so "ventricles relative to brain" is one linear combination away. No gradient flows
-    back: a regression loss must not bend the segmentation.
+    Taken of the log of its soft share of the volume: differences of logs are log ratios, so "ventricles relative to brain" is one
+    linear combination away. No gradient flows back: a regression loss must not bend the segmentation.
     """
-    share = logits.float().softmax(dim=1).mean(dim=(2, 3, 4))
-    return share.clamp_min(1e-5).log() - torch.tensor(log_priors, device=logits.device)
+    share = logits.float().softmax(dim=1).mean(dim=(2, 3, 4)).clamp_min(SHARE_FLOOR)
+    mean, std = (torch.tensor(x, device=logits.device, dtype=torch.float32) for x in (region.mean, region.std))
+    return ((share.log() - mean) / std.clamp_min(LEAST_STD)).clamp(-FURTHEST, FURTHEST)
 
 
 def _finish(raw: torch.Tensor, task: VolumeTask) -> torch.Tensor:

@@ -17,7 +17,7 @@ from mri_ds.objectives.supervised import SupervisedObjective
 from mri_ds.training import ds_config as ds
 from mri_ds.training.expert_parallel import install_expert_product
 
-VOLUME_HEAD_LR = 5.0  # times the learning rate of the rest
+VOLUME_HEAD_LR = 2.0  # times the learning rate of the rest
 
 
 def build_objective(config: RunConfig) -> SupervisedObjective:
