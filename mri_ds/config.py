@@ -32,10 +32,8 @@ class TaskConfig(_Strict):
     unit: str = ""  # of a regression target: "years", "mL"
     class_prior: list[float] = []  # share of each class in training (voxels or subjects); sets the output bias
     class_presence: list[float] = []  # of a segmentation: share of the training subjects that show each class
-    log_share_mean: list[
-        float
-    ] = []  # of each class: mean and standard deviation over training subjects of the log of its share of
-    log_share_std: list[float] = []  # the volume, at least SHARE_FLOOR; volume heads see how far from this a subject is
+    log_share_mean: list[float] = []  # of each class, over the training subjects that show it: mean and standard deviation of the
+    log_share_std: list[float] = []  # logarithm of its share of the volume; volume heads are told how far from this a subject is
     smallest_part_ml: list[float] = []  # of each class: 5th percentile of its connected parts in training, see data/parts.py
     mean: float = 0.0  # of a regression target over the training subjects
     std: float = Field(default=1.0, gt=0)

@@ -5,6 +5,7 @@ Statistics (class priors, mean, std, median grid) come from the training subject
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,9 +135,10 @@ def _segmentation_statistics(name: str, labelled: Sequence[Summary]) -> dict[str
     counts = np.array([s.voxels_per_class[name] for s in labelled])  # (N, K)
     parts = [s.part_ml[name] for s in labelled if name in s.part_ml]
     log_shares = np.log(np.maximum(counts / counts.sum(axis=1, keepdims=True), SHARE_FLOOR))
+    shown = [log_shares[counts[:, k] > 0, k] for k in range(counts.shape[1])]  # absence would stretch the scale of presence
     return {
-        "log_share_mean": log_shares.mean(axis=0).tolist(),
-        "log_share_std": log_shares.std(axis=0).tolist(),
+        "log_share_mean": [float(x.mean()) if x.size else math.log(SHARE_FLOOR) for x in shown],
+        "log_share_std": [float(x.std()) if x.size else 0.0 for x in shown],
         "class_prior": _shares(counts.sum(axis=0)),
         "class_presence": (counts > 0).mean(axis=0).tolist(),
         "smallest_part_ml": [0.0, *(smallest_part_ml(volumes) for volumes in zip(*parts))] if parts else [],

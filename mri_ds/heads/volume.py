@@ -32,7 +32,7 @@ class VolumeTask:
 
 @dataclass(frozen=True)
 class RegionStatistics:
-    """Mean and standard deviation over training subjects of the log of each class's share of the volume, (K,) each."""
+    """Mean and standard deviation, over training subjects that show a class, of the log of its share of the volume: (K,) each."""
 
     mean: Sequence[float]
     std: Sequence[float]
