@@ -96,6 +96,8 @@ class PatchSource:
             shape=self.patch,
             spacing_mm=subject.spacing_mm.tolist(),
             num_channels=subject.image.shape[0],
+            strength=self.data.augment.strength,
+            prob=self.data.augment.prob.model_dump(),
             flip_axes=self.data.flip_axes,
         )
 
