@@ -139,6 +139,7 @@ class DataConfig(_Strict):
     patch: Literal["auto"] | Triple = "auto"  # voxels of that grid
     clip_percentiles: tuple[float, float] = (0.5, 99.5)
     augment: AugmentConfig | None = AugmentConfig()  # YAML: true (as it stands above), false, or some of its keys
+    albumentations: str = ""  # file of a pipeline that albumentations.save wrote (.json, .yaml); it comes after `augment`
     flip_axes: list[Literal[0, 1, 2]] = []  # flips are drawn only where anatomy allows; 0 is left-right
     foreground_prob: float = Field(default=0.5, ge=0, le=1)  # chance that a crop smaller than the volume is centred on foreground
     num_workers: int = Field(default=0, ge=0)

@@ -120,3 +120,13 @@ def test_every_class_is_equally_likely_to_be_the_foreground():
     assert (label[tuple(voxels[0].T)] == 1).all() and voxels[0][-1, 0] >= 28, "not spread over the whole class"
     small = sum(window_start(np.random.default_rng(i), (30, 30, 30), (2, 2, 2), voxels, 1.0) == (28, 28, 28) for i in range(400))
     assert 0.4 < small / 400 < 0.6
+
+
+def test_strengths_and_chances_of_the_config_reach_the_patches(source):
+    still = source(augment={"prob": {"affine": 0, "elastic": 0, "bias_field": 0, "gamma": 0, "contrast": 0, "noise": 0}})
+    noisy = source(augment={**dict.fromkeys(["rotate_deg", "scale", "elastic_mm", "bias_field", "gamma", "contrast"], 0), "prob": {"noise": 1}})
+    plain = source(augment=False)
+    for seed in range(5):
+        expected, same, other = (s.draw(0, np.random.default_rng(seed)) for s in (plain, still, noisy))
+        assert torch.equal(same["image"], expected["image"]) and not torch.equal(other["image"], expected["image"])
+        assert torch.equal(other["targets"]["tissue"], expected["targets"]["tissue"])
