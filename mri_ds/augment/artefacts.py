@@ -19,8 +19,8 @@ STILL = 0.1  # share of k-space about its centre that is scanned before the pati
 
 
 def draw_motion(rng: np.random.Generator, frame: Frame, strength_mm: float) -> Arrays:
-    """For each move its matrix (S, 3, 3), shift (S, 3), first and last k-space line as shares of the axis (S, 2); the axis and the
-    spacing in mm, (4,). A move is up to strength_mm along and, in degrees, about each axis.
+    """For each move its matrix (S, 3, 3), shift (S, 3), first and last k-space line as shares of the axis (S, 2); the axis and
+    the spacing in mm, (4,). A move is up to strength_mm along and, in degrees, about each axis.
 
     The moves come after or before the centre of k-space is scanned, which therefore shows the patient in the place of the labels.
     """

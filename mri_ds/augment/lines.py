@@ -43,9 +43,7 @@ def draw_blur(rng: np.random.Generator, frame: Frame, blur_mm: float) -> Arrays:
 
 def blur_lines(shape: Sequence[int], sigma: np.ndarray) -> Matrices:
     """exp(-(pi k sigma / n)^2 / 2) on the k-th cosine: the transform of a Gaussian of `sigma` voxels."""
-    return [
-        _cosine_filter(np.exp(-0.5 * (np.pi / n * np.arange(n) * sigma[:, axis, None]) ** 2)) for axis, n in enumerate(shape)
-    ]
+    return [_cosine_filter(np.exp(-0.5 * (np.pi / n * np.arange(n) * sigma[:, axis, None]) ** 2)) for axis, n in enumerate(shape)]
 
 
 def draw_low_resolution(rng: np.random.Generator, frame: Frame, strength: float) -> Arrays:

@@ -3,7 +3,7 @@
 Axes: C channel, D H W voxels.  In: a normalised image (C, D, H, W), deviations and a seed drawn before.  Out: the same shape.
 The numbers come from a counter and a hash instead of a generator's state, because CPU and GPU generators differ: here the same
 seed gives the same noise on every device.
-Source: Box and Muller 1958; Wellons 2018 ("lowbias32") for the constants of the hash; Gudbjartsson and Patz 1995 for Rician noise.
+Source: Box and Muller 1958; Wellons 2018 ("lowbias32") for the hash; Gudbjartsson and Patz 1995 for Rician noise.
 """
 
 import math

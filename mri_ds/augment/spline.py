@@ -1,6 +1,7 @@
 """Smooth random fields: uniform cubic B-splines over few control points.
 
-Axes: N fields, k control points per axis (may differ by axis), D H W voxels.  In: (N, k, k, k) float64.  Out: (N, D, H, W) float32.
+Axes: N fields, k control points per axis (may differ by axis), D H W voxels.
+In: control points (N, k, k, k) float64.  Out: fields (N, D, H, W) float32.
 Source: Rueckert et al. 1999 (free-form deformations), eq. 3.
 """
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 def smooth_field(control: np.ndarray, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Cubic B-spline (N, k, k, k) -> (N, *shape) float32: k - 3 cells from the first voxel to the last; k >= 4 may differ by axis.
+    """Cubic B-spline (N, k, k, k) -> (N, *shape): k - 3 cells from the first voxel to the last; k >= 4 may differ by axis.
 
     Each value is a weighted mean of 4 x 4 x 4 control points (weights positive, summing to one): it never exceeds them.
     """

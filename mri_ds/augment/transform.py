@@ -3,7 +3,7 @@
 Axes: B batch, C channel, D H W voxels.
 In: image (C, D, H, W) float32, labels {task: (D, H, W) integer}.  Out: the same, varied; image and labels move together.
 `sample_params` draws everything from one generator into plain arrays; `apply` is a pure function of them: same params, same
-result, on every device. All motion is one resampling (spatial.py), all blur, ringing and ghosts are one product per axis (lines.py).
+result, on every device. All motion is one resampling (spatial.py), all blur, ringing and ghosts one product per axis (lines.py).
 To add a variation: two functions (draw the dice, apply them), a row in AUGMENTS, its strength and chance in config.AugmentConfig.
 """
 
@@ -74,9 +74,8 @@ def sample_params(
     With a source_shape the result is a random crop of a source of that size; an axis that fits is centred.
     Each row has dice of its own: switching one off leaves the others as they fall. Raises ValueError for an unknown name.
 
-    >>> params = sample_params(
-    ...     np.random.default_rng(0), shape=(8, 8, 8), spacing_mm=(1, 1, 1), num_channels=1, strength={"rotate_deg": 15, "noise": 0.1}
-    ... )
+    >>> rng, strength = np.random.default_rng(0), {"rotate_deg": 15, "noise": 0.1}
+    >>> params = sample_params(rng, shape=(8, 8, 8), spacing_mm=(1, 1, 1), num_channels=1, strength=strength)
     >>> image, labels = apply(torch.zeros(1, 8, 8, 8), {"tissue": torch.zeros(8, 8, 8, dtype=torch.int16)}, params)
     >>> tuple(image.shape), labels["tissue"].dtype, list(params.dice)
     ((1, 8, 8, 8), torch.int16, ['affine', 'noise'])
@@ -98,7 +97,7 @@ def sample_params(
 
 
 def draw_start(rng: np.random.Generator, source_shape: Sequence[int], shape: Sequence[int]) -> Triple:
-    """First source voxel of a crop: anywhere inside along a longer axis; where the crop is longer, the source is in its middle."""
+    """First source voxel of a crop: anywhere inside a longer axis; where the crop is longer, the source is in its middle."""
     d, h, w = (int(rng.integers(n - p + 1)) if n > p else -((p - n) // 2) for n, p in zip(source_shape, shape))
     return d, h, w
 

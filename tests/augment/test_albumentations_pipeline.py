@@ -14,7 +14,10 @@ SHAPE = (6, 9, 9)
 def sample(channels: int = 2) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 3, SHAPE, generator=generator) * 1007
-    return torch.randn(channels, *SHAPE, generator=generator), {"tissue": labels.to(torch.int16), "lesion": (labels > 7).to(torch.int16)}
+    return torch.randn(channels, *SHAPE, generator=generator), {
+        "tissue": labels.to(torch.int16),
+        "lesion": (labels > 7).to(torch.int16),
+    }
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
@@ -37,6 +40,15 @@ def test_the_seed_decides_and_labels_keep_their_values():
         assert torch.equal(maps["lesion"], (maps["tissue"] > 7).to(torch.int16)), "two label maps moved differently"
 
 
+def test_its_3d_transforms_and_a_single_label_map():
+    """One of the 48 symmetries of the cube: all voxels are there, and image and label moved alike."""
+    label = torch.arange(343).view(7, 7, 7)
+    image = label[None].float()
+    for seed in range(5):
+        moved, maps = apply_pipeline(A.Compose([A.CubicSymmetry(p=1)]), image, {"id": label}, seed=seed)
+        assert torch.equal(moved[0].long(), maps["id"]) and torch.equal(maps["id"].flatten().sort().values, label.flatten())
+
+
 def test_without_labels():
     image, _ = sample()
     moved, maps = apply_pipeline(A.Compose([A.VerticalFlip(p=1)]), image, {}, seed=0)
@@ -46,7 +58,7 @@ def test_without_labels():
 def test_labels_that_would_be_mixed_are_refused():
     image, labels = sample()
     pipeline = A.Compose([A.Affine(rotate=(20, 20), p=1, mask_interpolation=1)])
-    with pytest.raises(InputError, match="gives labels the values .* mask_interpolation"):
+    with pytest.raises(InputError, match=r"gives labels the values .* mask_interpolation"):
         apply_pipeline(pipeline, image, labels, seed=0)
 
 
@@ -70,7 +82,7 @@ def test_a_saved_pipeline_comes_back(kind, tmp_path):
 def test_a_file_that_is_no_pipeline_is_one_clear_line(text, tmp_path):
     path = tmp_path / "pipeline.json"
     path.write_text(text)
-    with pytest.raises(InputError, match="pipeline.json: is no Albumentations pipeline"):
+    with pytest.raises(InputError, match=r"pipeline\.json: is no Albumentations pipeline"):
         load_pipeline(path)
     with pytest.raises(InputError, match="No such file"):
         load_pipeline(tmp_path / "absent.json")
@@ -82,8 +94,8 @@ def test_values_that_are_not_finite_are_refused():
     class Broken:
         def set_random_seed(self, seed: int) -> None: ...
 
-        def __call__(self, volume, masks3d):
-            return {"volume": volume * np.nan, "masks3d": masks3d}
+        def __call__(self, volume, mask3d):
+            return {"volume": volume * np.nan, "mask3d": mask3d}
 
     with pytest.raises(InputError, match="infinite or NaN"):
         apply_pipeline(Broken(), image, labels, seed=0)

@@ -54,7 +54,9 @@ def test_motion_agrees_with_torchio_for_a_shift():
     )
     expected = motion(torchio.Subject(scan=torchio.ScalarImage(tensor=ball)))["scan"].data.float()
     candidates = [
-        apply_motion(ball, np.eye(3)[None], np.array([[sx * 2.0, sy * 1.0, 0]]), np.array([[0.75, 1.0]]), np.array([2.0, 1, 1, 1]))
+        apply_motion(
+            ball, np.eye(3)[None], np.array([[sx * 2.0, sy * 1.0, 0]]), np.array([[0.75, 1.0]]), np.array([2.0, 1, 1, 1])
+        )
         for sx, sy in [(1, 1), (-1, -1), (1, -1), (-1, 1)]  # TorchIO counts its shift in LPS+, from or to
     ]
     assert any(torch.allclose(ours, expected, atol=1e-4) for ours in candidates) and not torch.allclose(ball, expected, atol=0.05)
@@ -76,7 +78,7 @@ def test_drawn_moves_are_within_their_strength_and_in_order():
     for seed in range(100):
         matrices, shifts, lines, place = draw_motion(np.random.default_rng(seed), FRAME, 4.0)
         assert 1 <= len(matrices) == len(shifts) == len(lines) <= 3 and np.abs(shifts).max() <= 4
-        assert np.all(lines[:, 0] <= lines[:, 1]) and 0 <= lines.min() and lines.max() <= 1
+        assert np.all(lines[:, 0] <= lines[:, 1]) and lines.min() >= 0 and lines.max() <= 1
         assert np.all(lines >= 0.55) or np.all(lines <= 0.45)
         assert place[1:].tolist() == list(SPACING)
 
@@ -102,7 +104,7 @@ def test_a_spike_by_hand():
 def test_a_drawn_spike_has_whole_cycles_and_its_amplitude():
     for seed in range(100):
         amplitude, wave = draw_spike(np.random.default_rng(seed), FRAME, 0.5)
-        assert amplitude.shape == (2,) and 0 <= amplitude.min() and amplitude.max() <= 0.5
+        assert amplitude.shape == (2,) and amplitude.min() >= 0 and amplitude.max() <= 0.5
         cycles = wave[:3] * SHAPE
         assert np.allclose(cycles, np.round(cycles)) and np.abs(wave[:3]).max() <= 0.5 and 0 <= wave[3] < 1
 

@@ -19,7 +19,6 @@ from mri_ds.augment.spatial import Deformation, source_positions
 CUBE = Frame((8, 8, 8), (1.0, 1.0, 1.0), 1, flip_axes=(0, 2))
 
 
-
 def test_elastic_motion_stays_within_its_bound_and_does_not_fold():
     control = draw_control_points(
         np.random.default_rng(0), shape=(32, 32, 32), spacing_mm=(1, 1, 1), elastic_mm=4.0, grid_mm=10.0

@@ -65,4 +65,6 @@ def test_channels_leave_as_often_as_stated_and_never_all():
     stays = np.stack([dice[0] if (dice := draw_channel_dropout(rng, three, 0.3)) else np.ones(3) for _ in range(3000)])
     assert stays.sum(axis=1).min() == 1 and set(np.unique(stays)) == {0.0, 1.0}
     assert np.allclose(1 - stays.mean(axis=0), 0.3 * 2 / 3, atol=0.03)  # one channel, any of the three, is safe
-    assert not any(draw_channel_dropout(rng, Frame((6, 7, 8), (1, 1, 1), 1), 1.0) for _ in range(20)), "an image left without channels"
+    assert not any(draw_channel_dropout(rng, Frame((6, 7, 8), (1, 1, 1), 1), 1.0) for _ in range(20)), (
+        "an image left without channels"
+    )

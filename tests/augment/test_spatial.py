@@ -63,7 +63,14 @@ def test_identity_matrix_returns_the_image():
 
 def test_a_quarter_turn_is_an_exact_transposition():
     image = volume(1, 7, 7, 3)
-    moved, _ = resample(image, no_labels(image), start=(0, 0, 0), shape=(7, 7, 3), spacing_mm=(1, 1, 1), deformation=Deformation(matrix=RIGHT_ANGLE))
+    moved, _ = resample(
+        image,
+        no_labels(image),
+        start=(0, 0, 0),
+        shape=(7, 7, 3),
+        spacing_mm=(1, 1, 1),
+        deformation=Deformation(matrix=RIGHT_ANGLE),
+    )
     assert torch.allclose(moved, torch.rot90(image, k=-1, dims=(1, 2)), atol=1e-5)
 
 
@@ -133,9 +140,7 @@ def test_an_affine_map_agrees_with_scipys_affine_transform():
 def test_stretched_cells_by_hand():
     """Ten voxels in two cells, of which the first shows 7 source voxels and the second 3: steps of 1.4 and 0.6 voxels."""
     cells = np.array([[0, 0.7, 1.0], [0, 0.5, 1.0], [0, 0.5, 1.0]])
-    where = source_positions(
-        start=(0, 0, 0), shape=(10, 4, 4), spacing_mm=(1, 1, 1), deformation=Deformation(cells=cells)
-    )
+    where = source_positions(start=(0, 0, 0), shape=(10, 4, 4), spacing_mm=(1, 1, 1), deformation=Deformation(cells=cells))
     line = where[0, :, 0, 0].tolist()
     assert line[:2] == pytest.approx([0.2, 1.6]) and line[5:7] == pytest.approx([6.8, 7.4])
     assert torch.allclose(where[1, 0, :, 0], torch.arange(4.0), atol=1e-6)

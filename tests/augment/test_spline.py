@@ -8,7 +8,6 @@ from scipy.interpolate import BSpline
 from mri_ds.augment.spline import smooth_field, spline_weights
 
 
-
 def test_smooth_field_is_the_cubic_b_spline():
     control = np.random.default_rng(0).normal(size=(1, 7, 4, 5))
     field = smooth_field(control, (11, 6, 9))[0].double().numpy()

@@ -114,7 +114,9 @@ def test_quarter_turns_only_reorder_voxels():
 
 def test_every_row_is_drawn_about_as_often_as_its_chance_says():
     prob = {name: 0.1 + 0.05 * i for i, name in enumerate(AUGMENTS)}
-    drawn = [draw(seed, shape=(8, 8, 8), prob=prob, strength=FULL | {"flip": 1.0, "channel_dropout": 1.0}).dice for seed in range(2000)]
+    drawn = [
+        draw(seed, shape=(8, 8, 8), prob=prob, strength=FULL | {"flip": 1.0, "channel_dropout": 1.0}).dice for seed in range(2000)
+    ]
     for name, chance in prob.items():
         assert np.mean([name in dice for dice in drawn]) == pytest.approx(chance, abs=0.04), name
 
