@@ -144,7 +144,7 @@ def apply_batch(
     """The variations `params`, one per sample, of images (B, C, D, H, W) and labels {task: (B, D, H, W)}, on their device.
 
     Equals `apply` sample by sample. Each sample has transforms of its own, and one volume fills an accelerator: nothing is gained
-    by pressing them into common operations. The device never waits for the host. All params have the same shape.
+    by pressing them into common operations. Nothing is read back from the device. All params have the same shape.
 
     >>> images, still = torch.rand(2, 1, 4, 4, 4), AugmentParams((4, 4, 4))
     >>> bool((apply_batch(images, {}, [still, still])[0] == images).all())
