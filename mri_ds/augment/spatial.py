@@ -3,7 +3,7 @@
 Axes: C channel, K label maps, D H W voxels of the source, P Q R voxels of the window that is cut out.
 In: image (C, D, H, W), labels (K, D, H, W), a window and its deformation in mm.  Out: (C, P, Q, R), (K, P, Q, R).
 A window voxel at offset p (mm) from the window's centre shows the source at M g(p) + t + u(p) from it: M and the shift t in mm,
-so that anisotropic voxels are rotated and not sheared, u a cubic B-spline over few control points, g stretching each axis's cells.
+so that anisotropic voxels are rotated and not sheared, u a cubic B-spline over few control points, g stretching cells per axis.
 Images are read linearly, labels take the nearest voxel; beyond the source an image continues with `fill` and a label with 0,
 background. Without a deformation the window is a copy. Whole numbers are voxel centres throughout.
 """
