@@ -147,7 +147,7 @@ def _peers(transforms: Any, prob: dict[str, float]) -> dict[str, list[Any]]:
 
 
 def _compose(transforms: Any, rows: list[Any], seed: int) -> Any:
-    """Flips and turns name no mode of their own: without the override their lazy resampling would mix labels."""
+    """Without the override a lazy RandAffined reads labels linearly, whatever mode it was given (seen in MONAI 1.6.1)."""
     return transforms.Compose(rows, lazy=True, overrides={"label": {"mode": "nearest"}}).set_random_state(seed)
 
 
