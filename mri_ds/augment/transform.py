@@ -110,7 +110,7 @@ def apply(
     start: Sequence[int] | None = None,
     fill: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The variation `params` of a sample: image (C, *params.shape), labels {task: (*params.shape)}; inputs are left alone.
+    """The variation `params` of a sample: image (C, *params.shape) float32, labels {task: (*params.shape)}; inputs stay as is.
 
     A source larger or smaller than params.shape is cropped or padded in the same resampling: the result's first voxel is source
     voxel `start` (default: params.start). What lies beyond the source is `fill` in the image and 0 in the labels.
@@ -121,7 +121,7 @@ def apply(
     (control_mm,), (cells,) = dice.get("elastic", (None,)), dice.get("grid_distortion", (None,))
     with torch.no_grad(), torch.autocast(image.device.type, enabled=False):  # half precision would show in positions and products
         image, maps = resample(
-            image,
+            image.float(),
             torch.stack(list(labels.values())) if labels else image.new_zeros((0, *image.shape[1:])),
             start=params.start if start is None else start,
             shape=params.shape,

@@ -185,6 +185,12 @@ def test_a_batch_is_its_samples():
         apply_batch(images, maps, params[:2])
 
 
+def test_an_image_of_another_float_type_is_varied_in_float32():
+    image, labels = sample()
+    varied, _ = apply(image.double(), labels, draw(2))
+    assert torch.equal(varied, apply(image, labels, draw(2))[0]) and varied.dtype == torch.float32
+
+
 def test_half_precision_around_it_changes_nothing():
     image, labels = sample()
     params = draw(2)
