@@ -38,6 +38,7 @@ setup(
         "ninja",
     ],
     extras_require={
+        "albumentations": ["albumentations>=2.0.8"],  # or albumentationsx, its AGPL successor: the same import name
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
@@ -49,6 +50,8 @@ setup(
             "mpich>=4.3",
             "monai>=1.5",
             "medpy>=0.5",
+            "torchio>=1.2",
+            "albumentations>=2.0.8",
         ]
     },
     entry_points={"console_scripts": ["mri-ds = mri_ds.cli.main:main"]},

@@ -7,10 +7,10 @@ A misspelt key is an error that names it and its nearest match.
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from mri_ds.errors import InputError
 
@@ -78,16 +78,86 @@ SCALES: dict[str, dict[str, int]] = {
 }
 
 
+class AugmentProb(_Strict):
+    """Chance of each variation, for every sample anew; one whose strengths are 0 never happens."""
+
+    flip: float = Field(default=1.0, ge=0, le=1)
+    quarter_turn: float = Field(default=0.5, ge=0, le=1)
+    affine: float = Field(default=0.7, ge=0, le=1)
+    elastic: float = Field(default=0.3, ge=0, le=1)
+    grid_distortion: float = Field(default=0.2, ge=0, le=1)
+    bias_field: float = Field(default=0.3, ge=0, le=1)
+    gamma: float = Field(default=0.3, ge=0, le=1)
+    contrast: float = Field(default=0.3, ge=0, le=1)
+    motion: float = Field(default=0.1, ge=0, le=1)
+    blur: float = Field(default=0.2, ge=0, le=1)
+    low_resolution: float = Field(default=0.2, ge=0, le=1)
+    gibbs: float = Field(default=0.1, ge=0, le=1)
+    ghosting: float = Field(default=0.1, ge=0, le=1)
+    spike: float = Field(default=0.05, ge=0, le=1)
+    noise: float = Field(default=0.2, ge=0, le=1)
+    rician_noise: float = Field(default=0.2, ge=0, le=1)
+    channel_dropout: float = Field(default=0.1, ge=0, le=1)
+
+
+class AugmentConfig(_Strict):
+    """How strong each variation may be; what is drawn lies between none and this. 0 switches one off. Images are normalised."""
+
+    flip: float = Field(default=0.5, ge=0, le=1)  # chance of each of data.flip_axes
+    quarter_turn: Literal[0, 1] = 0  # turns by 90, 180 or 270 degrees in planes that they leave as they are
+    rotate_deg: float = Field(default=15.0, ge=0, le=180)  # about each axis
+    scale: float = Field(default=0.1, ge=0, le=1)  # zoom between 1 / (1 + scale) and 1 + scale
+    shear: float = Field(default=0.0, ge=0, le=0.5)  # mm per mm
+    translate_mm: float = Field(default=0.0, ge=0)
+    elastic_mm: float = Field(default=5.0, ge=0)  # displacement of control points
+    elastic_grid_mm: float = Field(default=24.0, gt=0)  # distance between control points
+    grid_distortion: float = Field(default=0.0, ge=0, lt=1)  # relative change in length of each fifth of an axis
+    bias_field: float = Field(default=0.4, ge=0)  # logarithm of the gain
+    gamma: float = Field(default=0.3, ge=0)  # logarithm of the exponent
+    contrast: float = Field(default=0.2, ge=0, lt=1)  # relative gain; half as much offset, in standard deviations
+    motion_mm: float = Field(default=0.0, ge=0)  # between k-space lines: mm along and degrees about each axis
+    blur_mm: float = Field(default=0.0, ge=0)  # standard deviation of a Gaussian
+    low_resolution: float = Field(default=0.0, ge=0)  # voxels up to 1 + this times as long
+    gibbs: float = Field(default=0.0, ge=0, lt=1)  # share of the frequencies of each axis that is cut off
+    ghosting: float = Field(default=0.0, ge=0, le=1)  # share of the signal missing from every so many k-space planes
+    spike: float = Field(default=0.0, ge=0)  # amplitude in standard deviations
+    noise: float = Field(default=0.15, ge=0)  # Gaussian, standard deviations
+    rician_noise: float = Field(default=0.0, ge=0)  # in both parts of the complex signal, standard deviations
+    channel_dropout: float = Field(default=0.0, ge=0, le=1)  # chance of each channel to be absent; one always stays
+    prob: AugmentProb = AugmentProb()
+
+    @model_validator(mode="after")
+    def _keeps_space_in_order(self) -> "AugmentConfig":
+        if self.elastic_mm > 0.4 * self.elastic_grid_mm:  # as augment.deformation.NO_FOLD
+            raise ValueError("elastic_mm could fold space: keep it at most 0.4 x elastic_grid_mm")
+        return self
+
+    @property
+    def strength(self) -> dict[str, float]:
+        """All but the chances, as augment.transform.sample_params takes it."""
+        return {name: float(getattr(self, name)) for name in AugmentConfig.model_fields if name != "prob"}
+
+
 class DataConfig(_Strict):
     """What the network is shown. `auto` values come from the shards' manifest."""
 
     spacing_mm: Literal["auto"] | tuple[float, float, float] = "auto"  # of the network's grid
     patch: Literal["auto"] | Triple = "auto"  # voxels of that grid
     clip_percentiles: tuple[float, float] = (0.5, 99.5)
-    augment: bool = True
+    augment: AugmentConfig | None = AugmentConfig()  # YAML: true (as it stands above), false, or some of its keys
+    albumentations: str = ""  # file of a pipeline that albumentations.save wrote (.json, .yaml); it comes after `augment`
     flip_axes: list[Literal[0, 1, 2]] = []  # flips are drawn only where anatomy allows; 0 is left-right
     foreground_prob: float = Field(default=0.5, ge=0, le=1)  # chance that a crop smaller than the volume is centred on foreground
     num_workers: int = Field(default=0, ge=0)
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _read_switch(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+    @field_serializer("augment")
+    def _write_switch(self, value: AugmentConfig | None) -> dict[str, Any] | bool:
+        return value.model_dump(mode="json") if value else False
 
 
 class LossConfig(_Strict):
@@ -173,10 +243,12 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _known_keys(loc: Sequence[Any]) -> list[str]:
-    sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
-    section: Any = sections.get(str(loc[0])) if loc else RunConfig
-    if loc and loc[0] == "tasks":
-        section = TaskConfig
+    """The keys of the section at `loc`; a task's name stands for any."""
+    section: Any = RunConfig
+    for part in loc:
+        field = section.model_fields.get(str(part)) if section is not None else None
+        kinds = [TaskConfig] if part == "tasks" else [field.annotation, *get_args(field.annotation)] if field else [section]
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, _Strict)), None)
     return list(section.model_fields) if section is not None else []
 
 

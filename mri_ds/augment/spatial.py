@@ -1,22 +1,37 @@
-"""Where voxels come from: crop, flip, rotation, scaling and elastic deformation of an image and its labels in one resampling.
+"""Where voxels come from: crop, affine map, elastic field and grid distortion of an image and its labels in one resampling.
 
 Axes: C channel, K label maps, D H W voxels of the source, P Q R voxels of the window that is cut out.
-In: image (C, D, H, W), labels (K, D, H, W), a window and a deformation in mm.  Out: (C, P, Q, R), (K, P, Q, R).
-A window voxel at offset p (mm) from the window's centre shows the source at M p + u(p) from it: M in mm, so that anisotropic
-voxels are rotated and not sheared, u a cubic B-spline over few control points. Images are read linearly, labels take the nearest
-voxel; beyond the source an image continues with `fill` and a label with 0, background. Without M and u the window is a copy.
-Source: Rueckert et al. 1999 (free-form deformations), eq. 3; Choi and Lee 2000 for the bound that keeps u from folding space.
+In: image (C, D, H, W), labels (K, D, H, W), a window and its deformation in mm.  Out: (C, P, Q, R), (K, P, Q, R).
+A window voxel at offset p (mm) from the window's centre shows the source at M g(p) + t + u(p) from it: M and the shift t in mm,
+so that anisotropic voxels are rotated and not sheared, u a cubic B-spline over few control points, g stretching cells per axis.
+Images are read linearly, labels take the nearest voxel; beyond the source an image continues with `fill` and a label with 0,
+background. Without a deformation the window is a copy. Whole numbers are voxel centres throughout.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Triple = tuple[int, int, int]
-NO_FOLD = 0.4  # of the distance between control points: the largest displacement that surely keeps neighbours in order
+from mri_ds.augment.frame import Arrays
+from mri_ds.augment.spline import smooth_field
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """Motion of a window about its centre; None is none."""
+
+    matrix: np.ndarray | None = None  # (3, 3), mm to mm
+    shift_mm: np.ndarray | None = None  # (3,)
+    control_mm: np.ndarray | None = None  # (3, k, k, k), displacements of the control points
+    cells: np.ndarray | None = None  # (3, n + 1), borders of n cells per axis as shares of the window's length
+
+    @property
+    def is_none(self) -> bool:
+        return all(part is None for part in (self.matrix, self.shift_mm, self.control_mm, self.cells))
 
 
 def resample(
@@ -26,25 +41,19 @@ def resample(
     start: Sequence[int],
     shape: Sequence[int],
     spacing_mm: Sequence[float],
-    matrix: np.ndarray | None = None,
-    control_mm: np.ndarray | None = None,
+    deformation: Deformation,
     fill: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The window of `shape` whose first voxel is source voxel `start` (which may lie outside), deformed about its centre.
-
-    matrix (3, 3) or None for none; control_mm (3, k, k, k) displacements of the control points or None.
-    """
-    if matrix is None and control_mm is None:
+    """The window of `shape` whose first voxel is source voxel `start` (which may lie outside), deformed about its centre."""
+    if deformation.is_none:
         return crop(image, start, shape, fill), crop(labels, start, shape, 0)
-    where = source_positions(start=start, shape=shape, spacing_mm=spacing_mm, matrix=matrix, control_mm=control_mm)
-    box = [_reach(axis, size) for axis, size in zip(where, image.shape[1:])]
-    grid = torch.stack([_unit(axis, lo, hi) for axis, (lo, hi) in zip(where, box)][::-1], dim=-1)[None].to(image.device)
-    source = (slice(None), *(slice(lo, hi) for lo, hi in box))
-    pixels = F.grid_sample((image[source] - fill)[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    if not len(labels):
-        return pixels[0] + fill, crop(labels, start, shape, 0)
-    nearest = F.grid_sample(labels[source].float()[None], grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return pixels[0] + fill, nearest[0].to(labels.dtype)
+    where = source_positions(start=start, shape=shape, spacing_mm=spacing_mm, deformation=deformation, device=image.device)
+    box = [slice(None)]
+    for positions, size in zip(where, image.shape[1:]):
+        lo, hi = _reach(positions, size)
+        positions -= lo
+        box.append(slice(lo, hi))
+    return read_linear(image[tuple(box)], where, fill), read_nearest(labels[tuple(box)], where)
 
 
 def crop(voxels: Tensor, start: Sequence[int], shape: Sequence[int], fill: float) -> Tensor:
@@ -63,83 +72,82 @@ def crop(voxels: Tensor, start: Sequence[int], shape: Sequence[int], fill: float
     return window
 
 
+def permute(voxels: Tensor, *, quarter_turns: Arrays, flips: Arrays) -> Tensor:
+    """(C, P, Q, R) with its voxels in another order, none of them changed: turned in a plane, then flipped."""
+    for i, j, k in quarter_turns:
+        voxels = voxels.rot90(int(k), (int(i) + 1, int(j) + 1))
+    for axes in flips:
+        voxels = voxels.flip([int(axis) + 1 for axis in axes])
+    return voxels
+
+
 def source_positions(
     *,
     start: Sequence[int],
     shape: Sequence[int],
     spacing_mm: Sequence[float],
-    matrix: np.ndarray | None,
-    control_mm: np.ndarray | None,
+    deformation: Deformation,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Source voxel coordinates (3, P, Q, R) float32 that each window voxel shows; whole numbers are voxel centres."""
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     centre = np.asarray(start) + (np.asarray(shape) - 1) / 2
-    per_voxel = (np.eye(3) if matrix is None else matrix) * spacing / spacing[:, None]
-    p, q, r = (torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in shape)
-    where = torch.stack(
-        [
-            (centre[i] + row[0] * p[:, None, None] + row[1] * q[:, None] + row[2] * r).float()
-            for i, row in enumerate(per_voxel.tolist())
-        ]
-    )
-    if control_mm is not None:
-        where += smooth_field(control_mm / spacing[:, None, None, None], shape)
+    if deformation.shift_mm is not None:
+        centre = centre + deformation.shift_mm / spacing
+    per_voxel = (np.eye(3) if deformation.matrix is None else deformation.matrix) * spacing / spacing[:, None]
+    p, q, r = (_offsets(n, None if deformation.cells is None else deformation.cells[i]) for i, n in enumerate(shape))
+    if deformation.control_mm is None:
+        where = torch.zeros((3, *shape), device=device)
+    else:
+        where = smooth_field(deformation.control_mm / spacing[:, None, None, None], shape, device)
+    for i, (a, b, c) in enumerate(per_voxel.tolist()):
+        plane = centre[i] + a * p[:, None, None] + b * q[:, None]  # float64 while it is small
+        where[i] += plane.float().to(device)
+        where[i] += (c * r).float().to(device)
     return where
 
 
-def smooth_field(control: np.ndarray, shape: Sequence[int]) -> Tensor:
-    """Cubic B-spline (N, k, k, k) -> (N, *shape): k - 3 cells from the first voxel to the last; k >= 4 may differ by axis.
+def read_linear(image: Tensor, where: Tensor, fill: float) -> Tensor:
+    """Image (C, D, H, W) at positions (3, P, Q, R), trilinear, running into `fill` beyond its border; (C, P, Q, R)."""
+    grid = where.new_empty((*where.shape[1:], 3))
+    for axis, (positions, size) in enumerate(zip(where, image.shape[1:])):  # grid_sample: -1..1 of W, H, D between outer edges
+        torch.mul(positions, 2 / size, out=grid[..., 2 - axis])
+        grid[..., 2 - axis] += 1 / size - 1
+    if fill:
+        image = image - fill
+    pixels = F.grid_sample(image[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    return pixels.add_(fill) if fill else pixels
 
-    Each value is a weighted mean of 4 x 4 x 4 control points (weights positive, summing to one): it never exceeds them.
+
+def read_nearest(labels: Tensor, where: Tensor) -> Tensor:
+    """Label maps (K, D, H, W) at positions (3, P, Q, R), the nearest voxel, 0 beyond the border; (K, P, Q, R) of their type.
+
+    Values are looked up, never computed with: any integer of any size comes out as it went in.
     """
-    assert control.dtype == np.float64  # so that the order in which threads add up is lost when rounding to float32
-    field = torch.from_numpy(control)
-    for axis, length in enumerate(shape, start=1):
-        weights = spline_weights(length, cells=control.shape[axis] - 3)
-        field = (field.movedim(axis, -1) @ weights.T).movedim(-1, axis)
-    return field.float()
+    framed = F.pad(labels, (1, 1) * 3)  # a border of background, on which everything outside ends up
+    index = None
+    for positions, size in zip(where, framed.shape[1:]):
+        nearest = (positions + 1).round_().clamp_(0, size - 1).long()
+        index = nearest if index is None else index.mul_(size).add_(nearest)
+    assert index is not None
+    return torch.stack([label.flatten()[index] for label in framed]) if len(labels) else labels.new_zeros((0, *where.shape[1:]))
 
 
-def spline_weights(length: int, *, cells: int) -> Tensor:
-    """How much each of cells + 3 control points counts at each of `length` voxels, (length, cells + 3) float64; rows sum to 1."""
-    place = torch.linspace(0, cells, length, dtype=torch.float64)
-    cell = place.floor().clamp(max=cells - 1)
-    t = place - cell
-    basis = torch.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], dim=1) / 6
-    return torch.zeros(length, cells + 3, dtype=torch.float64).scatter_(1, cell.long()[:, None] + torch.arange(4), basis)
+def _offsets(length: int, cells: np.ndarray | None) -> Tensor:
+    """Voxel offsets of `length` window voxels from the window's centre, (length,) float64, after stretching its cells."""
+    place = np.arange(length) - (length - 1) / 2
+    if cells is not None:  # cells divide the window from the outer edge of its first voxel to that of its last
+        place = (np.interp(place / length + 0.5, np.linspace(0, 1, len(cells)), cells) - 0.5) * length
+    return torch.from_numpy(place)
 
 
 def _reach(positions: Tensor, size: int) -> tuple[int, int]:
-    """First and last + 1 source voxel of one axis that any position can touch: a small window of a large volume reads little."""
-    lo = min(max(int(positions.min().floor()) - 1, 0), size - 1)
-    return lo, max(min(int(positions.max().ceil()) + 2, size), lo + 1)
+    """First and last + 1 source voxel of one axis that any position can touch: a small window of a large volume reads little.
 
-
-def _unit(positions: Tensor, lo: int, hi: int) -> Tensor:
-    """Voxel coordinates -> grid_sample's -1..1 over source voxels lo..hi (align_corners=False)."""
-    return (positions - lo + 0.5) * (2 / (hi - lo)) - 1
-
-
-def draw_matrix(rng: np.random.Generator, *, rotate_deg: float, scale: float) -> np.ndarray:
-    """Rotation by up to `rotate_deg` about each axis, times one zoom between 1 / (1 + scale) and 1 + scale; (3, 3)."""
-    zoom = np.exp(rng.uniform(-1, 1) * np.log1p(scale))
-    matrix = np.eye(3) * zoom
-    for axis, angle in enumerate(np.deg2rad(rng.uniform(-rotate_deg, rotate_deg, size=3))):
-        j, k = (axis + 1) % 3, (axis + 2) % 3
-        turn = np.eye(3)
-        turn[j, j], turn[j, k], turn[k, j], turn[k, k] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-        matrix = turn @ matrix
-    return matrix
-
-
-def draw_control_points(
-    rng: np.random.Generator, *, shape: Sequence[int], spacing_mm: Sequence[float], elastic_mm: float, grid_mm: float
-) -> np.ndarray:
-    """Displacements, each within +-elastic_mm, of control points about `grid_mm` apart; (3, k, k, k), k differing by axis.
-
-    Raises ValueError for displacements that could fold space.
+    On an accelerator the whole source is there already, and asking for the bounds would make the host wait for the device.
     """
-    if elastic_mm > NO_FOLD * grid_mm:
-        raise ValueError(f"elastic_mm {elastic_mm} could fold space: keep it under {NO_FOLD} x grid_mm ({grid_mm})")
-    cells = [max(1, int(n * s / grid_mm)) for n, s in zip(shape, spacing_mm)]
-    return rng.uniform(-elastic_mm, elastic_mm, size=(3, *(c + 3 for c in cells)))
+    if positions.device.type != "cpu":
+        return 0, size
+    least, most = positions.aminmax()
+    lo = min(max(int(least.floor()) - 1, 0), size - 1)
+    return lo, max(min(int(most.ceil()) + 2, size), lo + 1)

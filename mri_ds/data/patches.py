@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mri_ds.augment.albumentations_pipeline import apply_pipeline, load_pipeline
 from mri_ds.augment.transform import AugmentParams, apply, sample_params
 from mri_ds.config import DataConfig, TaskConfig, Triple
 from mri_ds.data.index import ShardDataset
@@ -48,6 +49,7 @@ class PatchSource:
         self.dataset, self.data, self.tasks = dataset, data, dict(tasks)
         self.spacing_mm, self.patch = data.spacing_mm, data.patch
         self.first_map = next((name for name, task in tasks.items() if task.kind == "segmentation"), None)
+        self.pipeline = load_pipeline(data.albumentations) if data.albumentations else None
         self._cache: OrderedDict[int, Prepared] = OrderedDict()
         self._free_bytes = cache_bytes
 
@@ -56,6 +58,8 @@ class PatchSource:
         subject = self.prepared(index)
         start = window_start(rng, subject.image.shape[1:], self.patch, subject.foreground, self.data.foreground_prob)
         image, labels = apply(subject.image, subject.labels, self._variation(rng, subject), start=start, fill=subject.fill)
+        if self.pipeline is not None:
+            image, labels = apply_pipeline(self.pipeline, image, labels, seed=int(rng.integers(2**32)))
         return {
             "image": image,
             "spacing_mm": torch.tensor(subject.spacing_mm, dtype=torch.float32),
@@ -96,6 +100,8 @@ class PatchSource:
             shape=self.patch,
             spacing_mm=subject.spacing_mm.tolist(),
             num_channels=subject.image.shape[0],
+            strength=self.data.augment.strength,
+            prob=self.data.augment.prob.model_dump(),
             flip_axes=self.data.flip_axes,
         )
 

@@ -120,3 +120,36 @@ def test_every_class_is_equally_likely_to_be_the_foreground():
     assert (label[tuple(voxels[0].T)] == 1).all() and voxels[0][-1, 0] >= 28, "not spread over the whole class"
     small = sum(window_start(np.random.default_rng(i), (30, 30, 30), (2, 2, 2), voxels, 1.0) == (28, 28, 28) for i in range(400))
     assert 0.4 < small / 400 < 0.6
+
+
+def test_strengths_and_chances_of_the_config_reach_the_patches(source):
+    plain = source(augment=False)
+
+    def varied(**augment) -> PatchSource:
+        config = DataConfig(**plain.data.model_dump() | {"augment": augment})
+        return PatchSource(plain.dataset, config, plain.tasks, cache_bytes=BIG)
+
+    never = varied(prob=dict.fromkeys(["affine", "elastic", "bias_field", "gamma", "contrast", "noise"], 0))
+    weak = dict.fromkeys(["rotate_deg", "scale", "elastic_mm", "bias_field", "gamma", "contrast"], 0)
+    noisy = varied(**weak, prob={"noise": 1})
+    for seed in range(5):
+        expected, same, other = (s.draw(0, np.random.default_rng(seed)) for s in (plain, never, noisy))
+        assert torch.equal(same["image"], expected["image"]) and not torch.equal(other["image"], expected["image"])
+        assert torch.equal(other["targets"]["tissue"], expected["targets"]["tissue"])
+
+
+def test_a_users_own_pipeline_comes_last_and_is_drawn_from_the_generator(source, tmp_path):
+    albumentations = pytest.importorskip("albumentations", reason="Albumentations is not installed")
+    path = tmp_path / "pipeline.json"
+    albumentations.save(albumentations.Compose([albumentations.HorizontalFlip(p=0.5)]), path)
+    plain = source(augment=False)
+    own = PatchSource(plain.dataset, plain.data.model_copy(update={"albumentations": str(path)}), plain.tasks, cache_bytes=BIG)
+    flipped = []
+    for seed in range(20):
+        before, after, again = (s.draw(0, np.random.default_rng(seed)) for s in (plain, own, own))
+        assert torch.equal(after["image"], again["image"])
+        flipped.append(not torch.equal(after["image"], before["image"]))
+        axes = [3] if flipped[-1] else []
+        assert torch.equal(after["image"], before["image"].flip(axes))
+        assert torch.equal(after["targets"]["tissue"], before["targets"]["tissue"].flip([a - 1 for a in axes]))
+    assert 4 < sum(flipped) < 16
