@@ -15,8 +15,10 @@ from mri_ds.errors import InputError
 
 UNIT_MM = {1: 1000.0, 3: 1e-3}  # xyzt_units: metres, micrometres; 0 (unknown) and 2 are millimetres
 MIN_VOLUME_FRACTION = 1e-3  # |det| of the unit-length affine columns: under this the axes lie in one plane
+MAX_ENTRY = 1e8  # in the file's unit: 100 m in micrometres
 MAX_QUATERNION = 1.001  # squared length of (b, c, d): over 1 by rounding it is a half turn, over this it is damage
 SAME_PLACE = 0.1  # of the smallest voxel edge: how far apart two forms may place a corner and still agree
+SAME_SIZE = 0.01  # relative difference of two voxel sizes that is no difference
 SPACES = {1: "scanner", 2: "aligned", 3: "Talairach", 4: "MNI152", 5: "template"}  # what a form's code says
 FIX = "write a valid s-form, or set sform_code to 0 where the q-form is right"
 
@@ -24,17 +26,15 @@ FIX = "write a valid s-form, or set sform_code to 0 where the q-form is right"
 def place(header: Header, where: Path) -> tuple[np.ndarray, list[str]]:
     """Affine (4, 4) float64 in mm, and a note for each thing about it that a person should know.
 
-    Raises InputError where the form that rules is not finite, singular, or no form at all.
+    Raises InputError where the form that rules is not finite, singular, or of no scan's size.
     """
     record = header.record
     s_code, q_code = int(record["sform_code"]), int(record["qform_code"])
-    notes = []
     if s_code > 0:
         affine = _checked(s_form(record), where)
-        if q_code > 0:
-            notes = _compare(affine, record, header.shape[:3])
+        notes = _compare(affine, record, header.shape[:3]) if q_code > 0 else _compare_sizes(affine, record)
     elif q_code > 0:
-        affine = _checked(q_form(record), where)
+        affine, notes = _checked(q_form(record), where), []
     else:
         affine = _checked(voxel_sizes(record, header.shape[:3]), where)
         notes = ["neither q-form nor s-form is set: left and right are a guess (as ANALYZE: the first axis runs to the left)"]
@@ -77,18 +77,21 @@ def voxel_sizes(record: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _checked(affine: np.ndarray, where: Path) -> np.ndarray:
-    if not np.isfinite(affine).all():
-        raise InputError("affine holds NaN or infinity, or its quaternion is none", where=where, fix=FIX)
-    if not _is_invertible(affine):
-        raise InputError(f"affine is singular (rows {affine[:3, :3].round(4).tolist()})", where=where, fix=FIX)
+    if fault := _fault(affine):
+        raise InputError(f"affine {fault}", where=where, fix=FIX)
     return affine
 
 
-def _is_invertible(affine: np.ndarray) -> bool:
+def _fault(affine: np.ndarray) -> str:
+    """What makes it no affine of a scan; "" for nothing."""
+    if not np.isfinite(affine).all():
+        return "holds NaN or infinity, or its quaternion is none"
+    if np.abs(affine).max() > MAX_ENTRY:
+        return f"holds {affine.flat[np.abs(affine).argmax()]:g}"
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if lengths.min() == 0 or not np.isfinite(lengths).all():
-        return False
-    return bool(abs(np.linalg.det(affine[:3, :3] / lengths)) >= MIN_VOLUME_FRACTION)
+    if lengths.min() < 1 / MAX_ENTRY or abs(np.linalg.det(affine[:3, :3] / lengths)) < MIN_VOLUME_FRACTION:
+        return f"is singular (rows {affine[:3, :3].round(4).tolist()})"
+    return ""
 
 
 def _in_mm(affine: np.ndarray, record: np.ndarray) -> np.ndarray:
@@ -102,7 +105,7 @@ def _in_mm(affine: np.ndarray, record: np.ndarray) -> np.ndarray:
 def _compare(s_affine: np.ndarray, record: np.ndarray, shape: tuple[int, ...]) -> list[str]:
     """A note on how far the q-form is from the s-form, if it is. A broken q-form is a note too: nothing was read from it."""
     q_affine = q_form(record)
-    if not np.isfinite(q_affine).all() or not _is_invertible(q_affine):
+    if _fault(q_affine):
         return ["the q-form is no valid form; the s-form is used"]
     s_mm, q_mm = _in_mm(s_affine, record), _in_mm(q_affine, record)
     apart_mm = corner_distance_mm(s_mm, q_mm, shape)
@@ -114,6 +117,15 @@ def _compare(s_affine: np.ndarray, record: np.ndarray, shape: tuple[int, ...]) -
     how = "mirror each other (LEFT AND RIGHT DIFFER)" if is_mirrored else f"are turned by {angle:.2f} degrees"
     where = f"place the first voxel {first_mm:.3g} mm apart and some corner {apart_mm:.3g} mm"
     return [f"s-form ({s_space}) and q-form ({q_space}) {how} and {where}; the s-form is used"]
+
+
+def _compare_sizes(s_affine: np.ndarray, record: np.ndarray) -> list[str]:
+    """Without a q-form, pixdim still gives voxel sizes, which some programs believe instead of the s-form's."""
+    sizes, pixdim = np.linalg.norm(s_affine[:3, :3], axis=0), np.abs(record["pixdim"][1:4].astype(np.float64))
+    if np.allclose(sizes, pixdim, rtol=SAME_SIZE, atol=0):
+        return []
+    s_text, p_text = (" x ".join(f"{size:.4g}" for size in three) for three in (sizes, pixdim))
+    return [f"voxels are {s_text} by the s-form and {p_text} by pixdim; the s-form is used"]
 
 
 def corner_distance_mm(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
