@@ -11,9 +11,10 @@ a patient, and is not even read.
 Source: NIfTI-1 standard (nifti1.h, 2003) and NIfTI-2 (nifti2.h, 2011).
 """
 
+from mri_ds.data.nifti.affine import corner_distance_mm
 from mri_ds.data.nifti.files import stem
 from mri_ds.data.nifti.header import MAX_VOXELS
 from mri_ds.data.nifti.read import read_image, read_label
 from mri_ds.data.nifti.write import write_image, write_label
 
-__all__ = ["MAX_VOXELS", "read_image", "read_label", "stem", "write_image", "write_label"]
+__all__ = ["MAX_VOXELS", "corner_distance_mm", "read_image", "read_label", "stem", "write_image", "write_label"]

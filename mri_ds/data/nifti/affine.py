@@ -63,7 +63,8 @@ def q_form(record: np.ndarray) -> np.ndarray:
     sizes = np.abs(record["pixdim"][1:4].astype(np.float64))
     sizes[2] *= -1 if record["pixdim"][0] == -1 else 1  # qfac: whether k runs against the right-hand rule
     affine = np.eye(4)
-    affine[:3, :3] = np.array(turn) * sizes
+    with np.errstate(invalid="ignore"):  # 0 times infinity: the NaN is reported
+        affine[:3, :3] = np.array(turn) * sizes
     affine[:3, 3] = [record[f"qoffset_{axis}"] for axis in "xyz"]
     return affine
 

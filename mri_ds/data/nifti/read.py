@@ -104,6 +104,9 @@ def _check_file(path: Path) -> None:
     try:
         size = path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            fix = "fetch what it points to (`git annex get`, `datalad get`)"
+            raise InputError("is a link to a file that is not here", where=path, fix=fix) from None
         raise InputError("no such file", where=path, fix="check the path") from None
     except (OSError, ValueError) as err:  # ValueError: a NUL byte in the name
         reason = getattr(err, "strerror", None) or err
