@@ -49,6 +49,7 @@ setup(
             "mpich>=4.3",
             "monai>=1.5",
             "medpy>=0.5",
+            "SimpleITK>=2.5",
         ]
     },
     entry_points={"console_scripts": ["mri-ds = mri_ds.cli.main:main"]},

@@ -97,8 +97,8 @@ def test_orphans_are_listed(raw: Path) -> None:
     assert [subject.subject_id for subject in dataset.subjects] == ["a", "b_2"]
     assert dataset.problems == [
         "imagesTr/unlabelled has no label map in labelsTr",
-        "imagesTr/a_0002.nii.gz is no <case>_<channel number> of dataset.json's channels",
-        "imagesTr/notes.nii.gz is no <case>_<channel number> of dataset.json's channels",
+        "imagesTr/a_0002.nii.gz is no channel of a case",
+        "imagesTr/notes.nii.gz is no channel of a case",
         "labelsTr/widow.nii.gz has no image in imagesTr",
         "dataset.json says that there are 3 training cases, and 2 are complete",
     ]

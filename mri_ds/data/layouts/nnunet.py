@@ -60,7 +60,7 @@ def find_nnunet(src: Path) -> Dataset:
     if not subjects:
         fix = "put images at imagesTr/<case>_0000.nii.gz and labels at labelsTr/<case>.nii.gz"
         raise InputError("has no case with image and label", where=src, fix=fix)
-    problems += _orphans(src, subjects) + _count(raw.get("numTraining"), len(subjects))
+    problems += _orphans(src, subjects, images.keys() - labels.keys()) + _count(raw.get("numTraining"), len(subjects))
     return Dataset("nnU-Net", channels, {task: TaskConfig(kind="segmentation", classes=classes)}, subjects, problems)
 
 
@@ -140,14 +140,13 @@ def _channels(case: str, own: Mapping[int, Path], num_channels: int, src: Path) 
     return [own[number] for number in range(num_channels)]
 
 
-def _orphans(src: Path, subjects: list[SubjectFiles]) -> list[str]:
-    """Files of no complete case, but not the images that are already named for want of a label."""
+def _orphans(src: Path, subjects: list[SubjectFiles], unlabelled: set[str]) -> list[str]:
+    """Files of no complete case, but not the images of cases that are already named for want of a label."""
     used = {path for subject in subjects for path in (*subject.images, *subject.labels.values())}
-    complete = {subject.subject_id for subject in subjects}
     lines = []
     for path in sorted((src / "imagesTr").glob("*")):
         match = CHANNEL.fullmatch(stem(path) or "")
-        if stem(path) and path not in used and (match is None or match["case"] in complete):
-            lines.append(f"imagesTr/{path.name} is no <case>_<channel number> of {DESCRIPTION}'s channels")
+        if stem(path) and path not in used and not (match and match["case"] in unlabelled):
+            lines.append(f"imagesTr/{path.name} is no channel of a case")
     labels = [path for path in sorted((src / "labelsTr").glob("*")) if stem(path) and path not in used]
     return lines + [f"labelsTr/{path.name} has no image in imagesTr" for path in labels]

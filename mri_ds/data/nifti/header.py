@@ -8,6 +8,7 @@ Source: nifti1.h (2003), nifti2.h (2011).
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from nibabel import nifti1, nifti2
@@ -24,6 +25,7 @@ VERSIONS = (  # fields, where the magic stands, the magic of one file and of a p
     (nifti1.header_dtype, 344, b"n+1\0", b"ni1\0"),
     (nifti2.header_dtype, 4, b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n"),  # its end tells a copy made as text
 )
+ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
 CIFTI_INTENTS = range(3000, 3100)
 DAMAGED = "the header is damaged: copy or export the file again"
 
@@ -56,10 +58,10 @@ def parse_header(content: bytes, where: Path) -> Header:
     return Header(record, _shape(record, where), dtype, _offset(record, is_single, where), slope, inter, is_single)
 
 
-def _record(content: bytes, where: Path) -> tuple[np.ndarray, bool, str]:
+def _record(content: bytes, where: Path) -> tuple[np.ndarray, bool, Literal["<", ">"]]:
     """The fields in native byte order, whether the voxels are in the same file, and the byte order of both."""
     for layout, magic_at, single, pair in VERSIONS:
-        for order in "<>":
+        for order in ORDERS:
             if content[:4] == np.array(layout.itemsize, f"{order}i4").tobytes():
                 if len(content) < layout.itemsize:
                     what = f"ends after {len(content)} bytes, inside its header"
