@@ -52,6 +52,7 @@ setup(
             "medpy>=0.5",
             "torchio>=1.2",
             "albumentations>=2.0.8",
+            "SimpleITK>=2.5",
         ]
     },
     entry_points={"console_scripts": ["mri-ds = mri_ds.cli.main:main"]},

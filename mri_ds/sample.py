@@ -21,6 +21,7 @@ class Volume:
 
     voxels: np.ndarray
     affine: np.ndarray
+    notes: tuple[str, ...] = ()  # what a person should know about the file, such as forms that disagree; a line each
 
     @property
     def spacing_mm(self) -> np.ndarray:

@@ -1,12 +1,16 @@
 """Commands that make the data: `synthesize` (NIfTI subjects out of nothing) and `shard` (a dataset -> WebDataset tars)."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mri_ds.cli import console
 from mri_ds.errors import InputError
+
+if TYPE_CHECKING:
+    from mri_ds.data.manifest import Manifest
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -34,10 +38,11 @@ def synthesize(
 
 
 def shard(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A dataset: MSD layout, or images/ with participants.tsv.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A dataset's folder, or a .csv table of its files.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write the tars and manifest.json into.")] = Path("shards"),
     folds: Annotated[int, typer.Option("--folds", min=2, help="Parts that the subjects are dealt into.")] = 5,
     fold: Annotated[int, typer.Option("--fold", min=0, help="Which part is held out as `test`.")] = 0,
+    layout: Annotated[str, typer.Option("--format", help="msd, nnunet, bids, folder or csv; auto looks for itself.")] = "auto",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable subjects out instead of stopping.")] = False,
     json: Json = False,
 ) -> None:
@@ -47,19 +52,24 @@ def shard(
     """
     if fold >= folds:
         raise InputError(f"--fold {fold} of --folds {folds}", fix=f"choose 0 to {folds - 1}")
-    from mri_ds.data.layouts import find_dataset
+    from mri_ds.data.layouts import describe, find_dataset
     from mri_ds.data.shards import write_shards
 
-    dataset = find_dataset(source)
+    dataset = find_dataset(source, layout)
+    print(f"{'recognised' if layout == 'auto' else 'read as'} {describe(dataset)}", file=sys.stderr, flush=True)
     console.output_folder(out)
     with console.stdout_for_result(), console.progress("shard") as report:
         manifest = write_shards(dataset, out, num_folds=folds, fold=fold, skip_bad=skip_bad, progress=report)
     if json:
         console.print_json(manifest.model_dump(mode="json"))
-        return
+    else:
+        _print_summary(manifest, out)
+    for line in dataset.problems:
+        print(f"not used: {line}", file=sys.stderr if json else sys.stdout)
+
+
+def _print_summary(manifest: "Manifest", out: Path) -> None:
     sizes = ", ".join(f"{split.num_samples} {name}" for name, split in manifest.splits.items())
     print(f"{sizes} subjects of {manifest.layout} layout in {out}; tasks: {', '.join(manifest.tasks)}")
-    for line in dataset.problems:
-        print(f"not used: {line}")
     for line in manifest.skipped:
         print(f"skipped {line}")

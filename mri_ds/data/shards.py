@@ -101,15 +101,19 @@ def decoder(key: str, data: bytes) -> np.ndarray | None:
 
 
 def split_subjects(dataset: Dataset, *, num_folds: int, fold: int) -> dict[str, list[SubjectFiles]]:
-    """{"train": ..., "test": ...}, each sorted by subject id; stratified by the first classification task, if there is one."""
+    """{"train": ..., "test": ...}, each sorted by subject id; stratified by the first classification task, if there is one.
+
+    All subjects (sessions, runs) of a patient are in one split.
+    """
     if num_folds < 2 or not 0 <= fold < num_folds:
         raise InputError(f"fold {fold} of {num_folds}", fix="choose at least 2 folds, and a fold from 0 to one less")
     subjects = sorted(dataset.subjects, key=lambda subject: subject.subject_id)
     stratum = next((name for name, task in dataset.tasks.items() if task.kind == "classification"), None)
-    strata = [str(subject.values.get(stratum, "")) for subject in subjects] if stratum else None  # "": no label
-    folds = assign_folds([subject.subject_id for subject in subjects], num_folds=num_folds, strata=strata)
-    test = [subject for subject in subjects if folds[subject.subject_id] == fold]
-    train = [subject for subject in subjects if folds[subject.subject_id] != fold]
+    patients = {subject.patient_id: subject for subject in reversed(subjects)}  # with the first subject of each
+    strata = [str(subject.values.get(stratum, "")) for subject in patients.values()] if stratum else None  # "": no label
+    folds = assign_folds(list(patients), num_folds=num_folds, strata=strata)
+    test = [subject for subject in subjects if folds[subject.patient_id] == fold]
+    train = [subject for subject in subjects if folds[subject.patient_id] != fold]
     _require_subjects({"train": len(train), "test": len(test)}, num_folds)
     return {"train": train, "test": test}
 

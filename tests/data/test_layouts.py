@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mri_ds.config import TaskConfig
-from mri_ds.data.layouts import Dataset, SubjectFiles, find_dataset, load_subject
+from mri_ds.data.layouts import LAYOUTS, Dataset, SubjectFiles, find_dataset, load_subject
 from mri_ds.data.nifti import write_image, write_label
 from mri_ds.data.splits import assign_folds
 from mri_ds.errors import InputError
@@ -411,7 +411,8 @@ def test_a_table_that_holds_no_target(folder: Path) -> None:
 
 
 def test_no_layout(tmp_path: Path) -> None:
-    known = "dataset.json with imagesTr/ (Medical Segmentation Decathlon), or images/ with participants.tsv"
+    known = ", or ".join(layout.sign for layout in LAYOUTS.values())
+    assert "images/ with participants.tsv" in known and "(Medical Segmentation Decathlon)" in known
     assert folder_refusal(tmp_path) == f"{tmp_path}: no known layout. Fix: it needs {known}."
     (tmp_path / "images").mkdir()
     assert folder_refusal(tmp_path) == f"{tmp_path}: no known layout. Fix: it needs {known}."
@@ -421,7 +422,7 @@ def test_no_layout(tmp_path: Path) -> None:
     absent, file = tmp_path / "absent", tmp_path / "file"
     assert folder_refusal(absent) == f"{absent}: no such folder. Fix: give the folder of a dataset."
     file.touch()
-    assert folder_refusal(file) == f"{file}: is not a folder. Fix: give the folder of a dataset."
+    assert folder_refusal(file) == f"{file}: is not a folder. Fix: give the folder of a dataset, or a .csv table."
 
 
 # ---- Medical Segmentation Decathlon ----------------------------------------------------------------------------------

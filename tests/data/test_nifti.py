@@ -154,7 +154,7 @@ class TestRefusals:
     def test_surfaces_in_a_file_called_nii(self, tmp_path):
         axes = (nib.cifti2.ScalarAxis(["thickness"]), nib.cifti2.BrainModelAxis.from_mask(np.ones(30), "CORTEX_LEFT"))
         nib.save(nib.Cifti2Image(np.ones((1, 30)), axes), tmp_path / "a.dscalar.nii")
-        assert "is Cifti2Image, not single-file NIfTI. Fix: convert it" in refusal(read_image, tmp_path / "a.dscalar.nii")
+        assert "is CIFTI (surfaces), not a volume. Fix: convert it" in refusal(read_image, tmp_path / "a.dscalar.nii")
 
     @pytest.mark.parametrize("shape", [(64, 64), (64, 64, 1), (1, 64, 64), (64, 64, 1, 1)])
     def test_two_dimensional(self, tmp_path, shape):
@@ -223,8 +223,15 @@ class TestRefusals:
         assert f"over {MAX_VOXELS}" in refusal(read_image, path)
 
     @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+    @pytest.mark.parametrize("offset", [1e12, np.nan, np.inf, -1.0, 0.0, 351.0, 2.0**26 + 32])
+    def test_voxels_said_to_lie_nowhere(self, tmp_path, name, offset):
+        plain = patch(save(tmp_path / "b.nii", ramp(8, 8, 8)), 108, np.array([offset], dtype=np.float32))  # vox_offset
+        (tmp_path / name).write_bytes(gzip.compress(plain.read_bytes()) if name.endswith("gz") else plain.read_bytes())
+        assert f"voxels are said to begin at byte {offset:g}" in refusal(read_image, tmp_path / name)
+
+    @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
     def test_voxels_said_to_lie_beyond_the_file(self, tmp_path, name):
-        plain = patch(save(tmp_path / "b.nii", ramp(8, 8, 8)), 108, np.array([1e12], dtype=np.float32))  # vox_offset
+        plain = patch(save(tmp_path / "b.nii", ramp(8, 8, 8)), 108, np.array([2.0**25], dtype=np.float32))  # vox_offset
         (tmp_path / name).write_bytes(gzip.compress(plain.read_bytes()) if name.endswith("gz") else plain.read_bytes())
         assert "can hold" in refusal(read_image, tmp_path / name)
 

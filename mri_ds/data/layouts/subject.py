@@ -1,8 +1,9 @@
-"""A subject as files, a dataset as subjects, and how the files of one become a Sample.
+"""A subject as files, a dataset as subjects, and how the files of one become a Sample: the only place that loads an image path.
 
 Axes: C channel, D H W voxels, as they lie in the file.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,21 +12,30 @@ from typing import Any
 import numpy as np
 
 from mri_ds.config import TaskConfig, nearest
-from mri_ds.data.nifti import read_image, read_label
+from mri_ds.data.nifti import corner_distance_mm, read_image, read_label
 from mri_ds.errors import InputError
 from mri_ds.sample import Sample, Volume
 
+log = logging.getLogger(__name__)
 AFFINE_TOLERANCE_MM = 1e-2  # how far apart two files may place the same corner of a volume
 
 
 @dataclass(frozen=True)
 class SubjectFiles:
-    """One subject: an image file per channel (or one 4-D file), label files and values by task. Absent: no label."""
+    """One subject: an image file per channel (or one 4-D file), label files and values by task. Absent: no label.
+
+    A patient who was scanned several times is several subjects of one `patient`, whom no split may divide.
+    """
 
     subject_id: str
     images: list[Path]
     labels: dict[str, Path] = field(default_factory=dict)
     values: dict[str, str | float] = field(default_factory=dict)
+    patient: str = ""  # "": this is the only subject of its patient
+
+    @property
+    def patient_id(self) -> str:
+        return self.patient or self.subject_id
 
 
 @dataclass(frozen=True)
@@ -40,19 +50,19 @@ class Dataset:
 
 
 def load_subject(files: SubjectFiles, tasks: Mapping[str, TaskConfig]) -> Sample:
-    """Reads one subject in the orientation of its files.
+    """Reads one subject in the orientation of its files, and logs what a person should know about them.
 
     Raises InputError for what `read_image` and `read_label` refuse, for files of one subject that differ in shape or place,
     for label values that are no class of their task, and for values that do not fit theirs.
     """
-    volumes = [read_image(path) for path in files.images]
+    volumes = [_noted(read_image(path)) for path in files.images]
     image = volumes[0]
     for path, volume in zip(files.images[1:], volumes[1:], strict=True):
         _check_same_grid(volume, image, path, files.images[0])
     targets: dict[str, Any] = {}
     for name, task in tasks.items():
         if task.kind == "segmentation" and name in files.labels:
-            label = read_label(files.labels[name])
+            label = _noted(read_label(files.labels[name]))
             _check_same_grid(label, image, files.labels[name], files.images[0])
             _check_classes(label.voxels, task, files.labels[name])
             targets[name] = label.voxels
@@ -67,13 +77,18 @@ def load_subject(files: SubjectFiles, tasks: Mapping[str, TaskConfig]) -> Sample
     }
 
 
+def _noted(volume: Volume) -> Volume:
+    for note in volume.notes:
+        log.warning(note)
+    return volume
+
+
 def _check_same_grid(volume: Volume, image: Volume, path: Path, image_path: Path) -> None:
     shape, wanted = volume.voxels.shape[-3:], image.voxels.shape[-3:]
     if shape != wanted:
         what = f"shape {_by(shape)} differs from {_by(wanted)} of {image_path.name}"
         raise InputError(what, where=path, fix="resample it onto that image's grid")
-    corners = np.array(np.meshgrid(*([0, n - 1] for n in shape), [1], indexing="ij"), dtype=float).reshape(4, -1)
-    apart = np.abs((volume.affine - image.affine) @ corners).max()
+    apart = corner_distance_mm(volume.affine, image.affine, shape)
     if apart > AFFINE_TOLERANCE_MM:
         what = f"affine places its corners up to {apart:.3g} mm from those of {image_path.name}"
         raise InputError(what, where=path, fix="resample it onto that image's grid, or correct its header")

@@ -1,0 +1,64 @@
+"""Voxels -> NIfTI-1 files, whole or not at all, the same bytes for the same voxels.
+
+Axes: as in memory: (D, H, W) are the file's i, j, k, and C its 4th axis. Both forms of the header say the affine, in mm.
+"""
+
+import contextlib
+import gzip
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from mri_ds.errors import InputError
+
+
+def write_label(path: str | Path, labels: np.ndarray, affine: np.ndarray) -> None:
+    """Writes labels (D, H, W) int in the smallest integer type that holds them. Same input, same bytes."""
+    assert labels.ndim == 3 and labels.dtype.kind in "biu", (labels.shape, labels.dtype)
+    _write(Path(path), labels, affine)
+
+
+def write_image(path: str | Path, image: np.ndarray, affine: np.ndarray) -> None:
+    """Writes an image (C, D, H, W) or (D, H, W): integers in the smallest type that holds them, the rest as float32."""
+    assert image.ndim in (3, 4), image.shape
+    if image.ndim == 4:
+        image = image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, 3)
+    _write(Path(path), image, affine)
+
+
+def _write(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
+    """Voxels in the file's axis order. The file appears whole or not at all."""
+    content = _image(voxels, affine).to_bytes()
+    if path.name.lower().endswith(".gz"):
+        content = gzip.compress(content, compresslevel=1, mtime=0)  # no time stamp: same voxels, same bytes
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as err:
+        raise InputError(f"cannot be written ({err.strerror})", where=path, fix="give a writable path with free space") from None
+    finally:  # on Ctrl-C too
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _image(voxels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(voxels.astype(_compact_dtype(voxels)), affine)
+    image.set_sform(affine, code="scanner")
+    try:
+        image.set_qform(affine, code="scanner", strip_shears=False)
+    except nib.spatialimages.HeaderDataError:  # a q-form cannot say shear: the s-form alone speaks
+        image.set_qform(None, code=0)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def _compact_dtype(voxels: np.ndarray) -> type:
+    if voxels.dtype.kind in "biu":
+        for dtype in (np.uint8, np.int16, np.int32):
+            if np.iinfo(dtype).min <= voxels.min() and voxels.max() <= np.iinfo(dtype).max:
+                return dtype
+    return np.float32
