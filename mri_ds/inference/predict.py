@@ -10,12 +10,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from mri_ds.data.layouts import SubjectFiles, load_subject
 from mri_ds.data.nifti import stem, write_label
-from mri_ds.data.preprocess import to_canonical
+from mri_ds.data.preprocess import to_canonical, to_input_grid
 from mri_ds.errors import InputError
 from mri_ds.inference.picture import draw_case
 from mri_ds.inference.run import Run, load_run
@@ -71,13 +70,6 @@ def find_channels(path: Path, channels: list[str]) -> tuple[str, list[Path]]:
             fix = f"the network was trained on {', '.join(channels)}: put them side by side"
             raise InputError(f"no such file: channel {channel} of subject {subject_id}", where=file, fix=fix)
     return subject_id, files
-
-
-def to_input_grid(labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Undoes `to_canonical` for a label map (D, H, W): `affine` is that of the input. Axes move and flip; no voxel changes."""
-    canonical = np.array([[0, 1], [1, 1], [2, 1]])
-    back = nib.orientations.ornt_transform(canonical, nib.orientations.io_orientation(affine))
-    return np.ascontiguousarray(nib.orientations.apply_orientation(labels, back))
 
 
 def describe(prediction: Prediction, affine: np.ndarray) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mri_ds.data.preprocess import border_minimum, prepare, scores_to_shape
+from mri_ds.data.preprocess import Placement, border_minimum, prepare_placed, scores_to_labels, settings
 from mri_ds.inference.run import Run
 from mri_ds.nn.sliding_window import sliding_window
 from mri_ds.sample import Sample
@@ -55,13 +55,11 @@ Prediction = LabelMap | ClassScores | Value
 @torch.inference_mode()
 def predict_sample(run: Run, sample: Sample, *, overlap: float = 0.5, window_batch: int = 1) -> dict[str, Prediction]:
     """Predicts every task of the run for a canonical sample; its `targets` are not looked at."""
-    outputs = _network_outputs(run, sample, overlap=overlap, window_batch=window_batch)
-    native_shape = sample["image"].shape[1:]
+    outputs, placement = _network_outputs(run, sample, overlap=overlap, window_batch=window_batch)
     predictions: dict[str, Prediction] = {}
     for name, task in run.config.tasks.items():
         if task.kind == "segmentation":
-            labels = scores_to_shape(outputs[name][0], native_shape).argmax(dim=0)
-            predictions[name] = LabelMap(labels.to(torch.int16).cpu().numpy(), task.classes)
+            predictions[name] = LabelMap(scores_to_labels(outputs[name][0], placement), task.classes)
         elif task.kind == "classification":
             predictions[name] = ClassScores(outputs[name][0].double().softmax(dim=0).cpu().numpy(), task.classes)
         else:
@@ -69,16 +67,18 @@ def predict_sample(run: Run, sample: Sample, *, overlap: float = 0.5, window_bat
     return predictions
 
 
-def _network_outputs(run: Run, sample: Sample, *, overlap: float, window_batch: int) -> dict[str, torch.Tensor]:
-    """The network's raw outputs on its own grid: (1, K, D', H', W') logits, (1, K) logits, (1,) numbers."""
+def _network_outputs(
+    run: Run, sample: Sample, *, overlap: float, window_batch: int
+) -> tuple[dict[str, torch.Tensor], Placement]:
+    """The network's raw outputs on its own grid: (1, K, D', H', W') logits, (1, K) logits, (1,) numbers; and where that lies."""
     data = run.config.data
-    assert data.spacing_mm != "auto" and data.patch != "auto", "a run's config is resolved"
+    assert data.patch != "auto", "a run's config is resolved"
     assert sample["image"].shape[0] == len(run.channels), "the caller checks the channels"
     unlabelled = Sample(**{**sample, "targets": {}})  # type: ignore[typeddict-item]
-    prepared = prepare(unlabelled, spacing_mm=data.spacing_mm, clip_percentiles=data.clip_percentiles)
+    prepared, placement = prepare_placed(unlabelled, **settings(data))
     image = torch.from_numpy(prepared["image"])[None].to(run.device)
     spacing_mm = torch.as_tensor(prepared["spacing_mm"], dtype=torch.float32, device=run.device)[None]
-    return sliding_window(
+    outputs = sliding_window(
         lambda windows: run.net(windows, spacing_mm.expand(len(windows), 3)),
         image,
         patch=data.patch,
@@ -86,3 +86,4 @@ def _network_outputs(run: Run, sample: Sample, *, overlap: float, window_batch: 
         window_batch=window_batch,
         pad_value=border_minimum(prepared["image"]),
     )
+    return outputs, placement
