@@ -38,6 +38,7 @@ setup(
         "ninja",
     ],
     extras_require={
+        "preprocess": ["SimpleITK>=2.5"],  # data.bias_correction
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
@@ -49,6 +50,7 @@ setup(
             "mpich>=4.3",
             "monai>=1.5",
             "medpy>=0.5",
+            "SimpleITK>=2.5",
         ]
     },
     entry_points={"console_scripts": ["mri-ds = mri_ds.cli.main:main"]},

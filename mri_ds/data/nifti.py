@@ -27,6 +27,7 @@ from nibabel import imageglobals
 from mri_ds.errors import InputError
 
 if TYPE_CHECKING:
+    from mri_ds.data.geometry import Geometry
     from mri_ds.sample import Volume
 
 MAX_VOXELS = 2**29  # 2 GiB as float32: an 800^3 scan, or an hour of functional MRI
@@ -79,10 +80,13 @@ def read_label(path: str | Path) -> Volume:
     return _volume(np.ascontiguousarray(whole, dtype=np.int16), affine)
 
 
-def write_label(path: str | Path, labels: np.ndarray, affine: np.ndarray) -> None:
-    """Writes labels (D, H, W) int in the smallest integer type that holds them. Same input, same bytes."""
+def write_label(path: str | Path, labels: np.ndarray, affine: np.ndarray, geometry: Geometry | None = None) -> None:
+    """Writes labels (D, H, W) int in the smallest integer type that holds them. Same input, same bytes.
+
+    The header says `affine` in both forms, in mm; or what `geometry` says, word for word, where there is one.
+    """
     assert labels.ndim == 3 and labels.dtype.kind in "biu", (labels.shape, labels.dtype)
-    _write(Path(path), labels, affine)
+    _write(Path(path), labels, affine, geometry)
 
 
 def write_image(path: str | Path, image: np.ndarray, affine: np.ndarray) -> None:
@@ -201,9 +205,10 @@ def _is_gzip(path: Path) -> bool:
     return path.name.lower().endswith(".gz")
 
 
-def _write(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
+def _write(path: Path, voxels: np.ndarray, affine: np.ndarray, geometry: Geometry | None = None) -> None:
     """Voxels in the file's axis order. The file appears whole or not at all."""
-    content = _image(voxels, affine).to_bytes()
+    voxels = voxels.astype(_compact_dtype(voxels))
+    content = (geometry.image(voxels) if geometry else _image(voxels, affine)).to_bytes()
     if _is_gzip(path):
         content = gzip.compress(content, compresslevel=1, mtime=0)  # no time stamp: same voxels, same bytes
     partial = path.with_name(f".{path.name}.partial")
@@ -219,7 +224,7 @@ def _write(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
 
 
 def _image(voxels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(voxels.astype(_compact_dtype(voxels)), affine)
+    image = nib.Nifti1Image(voxels, affine)
     image.set_sform(affine, code="scanner")
     try:
         image.set_qform(affine, code="scanner", strip_shears=False)

@@ -1,8 +1,9 @@
 """From an image file to predictions in files, on the image's own grid.
 
 Axes: C channels, D H W voxels.
-In: a NIfTI of a network's channels, in any orientation.  Out: SUBJECT_TASK.nii.gz label maps with the input's shape, orientation
-and affine, SUBJECT.json with every task's result, SUBJECT.png to look at. Each file appears complete or not at all.
+In: a NIfTI of a network's channels, in any orientation.  Out: SUBJECT_TASK.nii.gz label maps with the input's shape and, word for
+word, its header's geometry (both forms, their codes, voxel sizes, units); SUBJECT.json with every task's result; SUBJECT.png to
+look at. Each file appears complete or not at all.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mri_ds.data.geometry import read_geometry
 from mri_ds.data.layouts import SubjectFiles, load_subject
 from mri_ds.data.nifti import stem, write_label
 from mri_ds.data.preprocess import to_canonical, to_input_grid
@@ -35,6 +37,7 @@ def predict_file(run: Run, path: str | Path, out_dir: str | Path) -> dict[str, A
     _check_channels(sample, Path(path), run.channels)
     canonical = to_canonical(sample)
     predictions = predict_sample(run, canonical)
+    geometry = read_geometry(images[0])
 
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -43,7 +46,8 @@ def predict_file(run: Run, path: str | Path, out_dir: str | Path) -> dict[str, A
         result["tasks"][task] = describe(prediction, sample["affine"])
         if isinstance(prediction, LabelMap):
             file = out / f"{subject_id}_{task}.nii.gz"
-            write_label(file, to_input_grid(prediction.labels, sample["affine"]), sample["affine"])
+            labels = to_input_grid(prediction.labels, sample["affine"])
+            write_label(file, labels, sample["affine"], geometry)
             result["files"][task] = str(file)
     picture = _draw(out / f"{subject_id}.png", canonical, predictions)
     if picture is not None:

@@ -6,14 +6,16 @@ undo them, in reverse order.
 
 from mri_ds.data.preprocess.foreground import foreground_box
 from mri_ds.data.preprocess.grid import grid_shape, to_grid
-from mri_ds.data.preprocess.intensities import border_minimum, measure, normalize
+from mri_ds.data.preprocess.intensities import MIN_ZERO_SHARE, border_minimum, measure, normalize
 from mri_ds.data.preprocess.orientation import to_canonical, to_input_grid
 from mri_ds.data.preprocess.prepare import Placement, prepare, prepare_placed, scores_to_labels, scores_to_shape, settings
-from mri_ds.data.preprocess.propose import propose
+from mri_ds.data.preprocess.propose import dataset_intensities, propose
 
 __all__ = [
+    "MIN_ZERO_SHARE",
     "Placement",
     "border_minimum",
+    "dataset_intensities",
     "foreground_box",
     "grid_shape",
     "measure",

@@ -69,7 +69,7 @@ def slice_axis(old_mm: Sequence[float], new_mm: Sequence[float]) -> int | None:
     (2, 0, None)
     """
     for spacing in (np.asarray(old_mm, dtype=float), np.asarray(new_mm, dtype=float)):
-        if spacing.max() > THICK_SLICES * spacing.min():
+        if spacing.max() > THICK_SLICES * (1 + SAME_SPACING) * spacing.min():
             (longest,) = np.nonzero(spacing > spacing.max() * (1 - SAME_SPACING))
             return int(longest[0]) if len(longest) == 1 else None
     return None

@@ -23,7 +23,7 @@ def to_canonical(sample: Sample) -> Sample:
     affine = sample["affine"] @ nib.orientations.inv_ornt_aff(orientation, sample["image"].shape[1:])
     return Sample(
         subject_id=sample["subject_id"],
-        image=np.stack([nib.orientations.apply_orientation(channel, orientation) for channel in sample["image"]]),
+        image=_turn_image(sample["image"], orientation),
         affine=affine,
         spacing_mm=spacing_of(affine),
         targets={k: _turn(v, orientation) if isinstance(v, np.ndarray) else v for k, v in sample["targets"].items()},
@@ -50,6 +50,11 @@ def _orientation(affine: np.ndarray, where: str = "") -> np.ndarray:
     if not np.isfinite(orientation).all():
         raise InputError("affine gives a voxel axis no direction", where=where, fix="repair the NIfTI header")
     return orientation
+
+
+def _turn_image(image: np.ndarray, orientation: np.ndarray) -> np.ndarray:
+    turned = [nib.orientations.apply_orientation(channel, orientation) for channel in image]  # views
+    return np.stack(turned, out=np.empty((len(turned), *turned[0].shape), dtype=image.dtype))
 
 
 def _turn(voxels: np.ndarray, orientation: np.ndarray) -> np.ndarray:
