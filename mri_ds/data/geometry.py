@@ -19,6 +19,9 @@ FIELDS = (
     *("pixdim", "xyzt_units"),
 )
 
+MM = {"meter": 1000.0, "micron": 1e-3}  # as nibabel names xyzt_units; mm or unknown is 1
+TOLERANCE_MM = 1e-3
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -41,14 +44,22 @@ class Geometry:
         return kind(voxels, header.get_best_affine(), header)
 
 
-def read_geometry(path: str | Path) -> Geometry | None:
-    """The geometry of a NIfTI file that was read without complaint; None for another kind of file (a DICOM folder)."""
+def read_geometry(path: str | Path, affine: np.ndarray) -> Geometry | None:
+    """The geometry of a NIfTI file whose voxels were found to lie at `affine` (4, 4), mm.
+
+    None for another kind of file (a DICOM folder), and for a header that nibabel mends in a way that puts its voxels elsewhere.
+    """
     try:
         image = nib.load(path, mmap=False)
-    except (OSError, nib.filebasedimages.ImageFileError):
+    except Exception:  # on what it does not know nibabel raises a dozen kinds
         return None
     if not isinstance(image, nib.Nifti1Pair):  # NIfTI-1 and -2, one file or two, are all subclasses
         return None
     header = image.header
+    corners = np.array(np.meshgrid(*([0, n - 1] for n in image.shape[:3]), [1], indexing="ij"), dtype=float).reshape(4, -1)
+    unit_mm = MM.get(header.get_xyzt_units()[0], 1.0)
+    found = np.diag([unit_mm, unit_mm, unit_mm, 1]) @ header.get_best_affine()
+    if not np.abs((found - affine) @ corners).max() < TOLERANCE_MM:
+        return None
     fields = {name: np.array(header[name][:4] if name == "pixdim" else header[name]) for name in FIELDS}
     return Geometry(version=2 if isinstance(header, nib.Nifti2Header) else 1, fields=fields)

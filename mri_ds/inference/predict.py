@@ -37,7 +37,7 @@ def predict_file(run: Run, path: str | Path, out_dir: str | Path) -> dict[str, A
     _check_channels(sample, Path(path), run.channels)
     canonical = to_canonical(sample)
     predictions = predict_sample(run, canonical)
-    geometry = read_geometry(images[0])
+    geometry = read_geometry(images[0], sample["affine"])
 
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)

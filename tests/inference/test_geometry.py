@@ -173,7 +173,8 @@ def test_no_free_text_of_the_input_is_written(run, tmp_path):
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"DOE^JANE 1970-01-01"))
     nib.save(image, tmp_path / "s.nii")
     assert (tmp_path / "s.nii").read_bytes().count(b"DOE^JANE") >= 4
-    geometry = read_geometry(tmp_path / "s.nii")
+    geometry = read_geometry(tmp_path / "s.nii", np.eye(4))
+    assert geometry is not None
     write_label(tmp_path / "out.nii", np.ones(SHAPE, dtype=np.int16), np.eye(4), geometry)
     assert b"DOE" not in (tmp_path / "out.nii").read_bytes()
 
@@ -192,5 +193,12 @@ def test_four_dimensions_give_a_map_of_three(run, tmp_path):
 
 def test_other_files_have_no_nifti_geometry(tmp_path):
     (tmp_path / "scan.dcm").write_bytes(b"\0" * 132)
-    assert read_geometry(tmp_path / "scan.dcm") is None and read_geometry(tmp_path) is None
-    assert read_geometry(tmp_path / "absent.nii") is None
+    (tmp_path / "s.nii").write_bytes(b"\x5c\x01" + b"\xff" * 400)
+    for name in ("scan.dcm", ".", "absent.nii", "s.nii"):
+        assert read_geometry(tmp_path / name, np.eye(4)) is None
+
+
+def test_a_header_that_puts_the_voxels_elsewhere_is_not_copied(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, dtype=np.uint8), np.diag([2, 2, 2, 1.0])), tmp_path / "s.nii")
+    assert read_geometry(tmp_path / "s.nii", np.diag([2, 2, 2, 1.0])) is not None
+    assert read_geometry(tmp_path / "s.nii", np.diag([2, 2, -2, 1.0])) is None
