@@ -51,7 +51,7 @@ setup(
             "monai>=1.5",
             "medpy>=0.5",
             "SimpleITK>=2.5",
-        ]
+        ],
     },
     entry_points={"console_scripts": ["mri-ds = mri_ds.cli.main:main"]},
 )

@@ -67,9 +67,7 @@ def predict_sample(run: Run, sample: Sample, *, overlap: float = 0.5, window_bat
     return predictions
 
 
-def _network_outputs(
-    run: Run, sample: Sample, *, overlap: float, window_batch: int
-) -> tuple[dict[str, torch.Tensor], Placement]:
+def _network_outputs(run: Run, sample: Sample, *, overlap: float, window_batch: int) -> tuple[dict[str, torch.Tensor], Placement]:
     """The network's raw outputs on its own grid: (1, K, D', H', W') logits, (1, K) logits, (1,) numbers; and where that lies."""
     data = run.config.data
     assert data.patch != "auto", "a run's config is resolved"

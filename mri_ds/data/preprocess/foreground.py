@@ -18,6 +18,7 @@ Box = tuple[slice, slice, slice]
 BLOCK_MM = 4.0  # noise in air averages out over blocks of about this length
 MIN_PART = 0.01  # of the largest connected part: what is smaller is no body
 NUM_BINS = 256
+ROUNDING = 1e-6  # voxels: 2 mm over 0.9999999999 mm are two of them
 
 
 def foreground_box(image: np.ndarray, spacing_mm: Sequence[float], margin_mm: float) -> Box:
@@ -31,7 +32,7 @@ def foreground_box(image: np.ndarray, spacing_mm: Sequence[float], margin_mm: fl
     low, high = np.min(lows, axis=0), np.max(highs, axis=0)
     if (low >= high).any():
         low, high = np.zeros(3), np.array(image.shape[1:])
-    margin = np.ceil(margin_mm / np.asarray(spacing_mm, dtype=float))
+    margin = np.ceil(margin_mm / np.asarray(spacing_mm, dtype=float) - ROUNDING)
     low, high = np.maximum(low - margin, 0), np.minimum(high + margin, image.shape[1:])
     d, h, w = (slice(int(a), int(b)) for a, b in zip(low, high))
     return d, h, w

@@ -31,15 +31,16 @@ def to_grid(sample: Sample, spacing_mm: Sequence[float]) -> Sample:
     new = grid_shape(old, sample["spacing_mm"], spacing_mm)
     affine = sample["affine"] @ _step(old, new)
     orders = axis_orders(sample["spacing_mm"], spacing_mm, CUBIC), axis_orders(sample["spacing_mm"], spacing_mm, LINEAR)
+    targets = {  # before the image, so that their scratch space and its are not needed at once
+        name: resample_labels(target, new, orders[1]) if isinstance(target, np.ndarray) else target
+        for name, target in sample["targets"].items()
+    }
     return Sample(
         subject_id=sample["subject_id"],
         image=_resample_image(sample["image"], new, orders[0]),
         affine=affine,
         spacing_mm=spacing_of(affine),
-        targets={
-            name: resample_labels(target, new, orders[1]) if isinstance(target, np.ndarray) else target
-            for name, target in sample["targets"].items()
-        },
+        targets=targets,
     )
 
 

@@ -63,7 +63,7 @@ def prepare_placed(
 ) -> tuple[Sample, Placement]:
     """`prepare`, and the way back for predictions. The sample given is not changed, and no array of it is in the result.
 
-    Memory: under four volumes beside `sample` where the new grid is no finer than the old.
+    Memory: at most five volumes (of the image, float32) beside `sample` where the new grid is no finer than the old.
     """
     shape = sample["image"].shape[1:]
     image = correct_bias(sample["image"], sample["spacing_mm"]) if bias_correction else sample["image"]
@@ -92,7 +92,7 @@ def scores_to_labels(scores: Tensor, placement: Placement) -> np.ndarray:
     labels = torch.zeros(inside, dtype=torch.int16, device=scores.device)
     for k, score in enumerate(scores):
         native = apply_weights(score, weights)
-        labels[native > best] = k
+        labels.masked_fill_(native > best, k)
         torch.maximum(best, native, out=best)
     whole = np.zeros(placement.shape, dtype=np.int16)
     whole[placement.box] = labels.cpu().numpy()

@@ -57,8 +57,9 @@ def resample_labels(labels: np.ndarray, shape: Sequence[int], orders: Sequence[i
         parts = [_part(w, of) for w, of in zip(weights, box)]
         there = tuple(new for new, _ in parts)
         share = apply_weights((source[box] == value).float(), [w for _, w in parts])
-        better = share > best[there] + TIE
-        result[there][better], best[there][better] = value, share[better]
+        highest = best[there]  # a view, as is result[there]; a mask as an index would cost six volumes
+        result[there].masked_fill_(share > highest + TIE, value)
+        torch.maximum(highest, share, out=highest)
     return result.numpy()
 
 

@@ -27,7 +27,9 @@ def as_sitk(voxels: np.ndarray, affine: np.ndarray) -> sitk.Image:
 
 def by_sitk(voxels, affine, shape, new_affine, interpolator) -> np.ndarray:
     target = as_sitk(np.zeros(shape), new_affine)
-    return sitk.GetArrayFromImage(sitk.Resample(as_sitk(voxels, affine), target, sitk.Transform(), interpolator)).transpose(2, 1, 0)
+    return sitk.GetArrayFromImage(sitk.Resample(as_sitk(voxels, affine), target, sitk.Transform(), interpolator)).transpose(
+        2, 1, 0
+    )
 
 
 @pytest.mark.parametrize("spacing", [(0.8, 1.6, 2.1), (1.1, 2.6, 3.2), (1.0, 1.7, 2.0)])
@@ -37,9 +39,7 @@ def test_images_are_simpleitks_cubic_spline_in_world_space(spacing, subject, obl
     result = to_grid(sample, spacing)
     shape = result["image"].shape[1:]
     expected = by_sitk(sample["image"][0], sample["affine"], shape, result["affine"], sitk.sitkBSpline)
-    inside = tuple(
-        slice(int(np.ceil(10 * m / n)), m - int(np.ceil(10 * m / n))) for n, m in zip((40, 36, 33), shape)
-    )
+    inside = tuple(slice(int(np.ceil(10 * m / n)), m - int(np.ceil(10 * m / n))) for n, m in zip((40, 36, 33), shape))
     low, high = sample["image"].min(), sample["image"].max()
     assert expected[inside].size > 500
     assert np.abs(result["image"][0][inside] - expected[inside].clip(low, high)).max() < 1e-4
@@ -49,9 +49,7 @@ def test_label_shares_are_simpleitks_linear_in_world_space(subject, oblique):
     sample = subject(shape=(20, 18, 16), affine=oblique((1.0, 2.0, 2.5)))
     result = to_grid(sample, (0.8, 1.6, 2.1))
     label, shape = sample["targets"]["tissue"], result["image"].shape[1:]
-    shares = np.stack(
-        [by_sitk(label == k, sample["affine"], shape, result["affine"], sitk.sitkLinear) for k in range(4)]
-    )
+    shares = np.stack([by_sitk(label == k, sample["affine"], shape, result["affine"], sitk.sitkLinear) for k in range(4)])
     clear = np.sort(shares, axis=0)[-2] < shares.max(axis=0) - 1e-4
     assert clear.mean() > 0.9 and np.array_equal(result["targets"]["tissue"][clear], shares.argmax(axis=0)[clear])
 
