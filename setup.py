@@ -39,6 +39,7 @@ setup(
     ],
     extras_require={
         "albumentations": ["albumentations>=2.0.8"],  # or albumentationsx, its AGPL successor: the same import name
+        "preprocess": ["SimpleITK>=2.5"],  # data.bias_correction
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
@@ -53,7 +54,7 @@ setup(
             "torchio>=1.2",
             "albumentations>=2.0.8",
             "SimpleITK>=2.5",
-        ]
+        ],
     },
     entry_points={"console_scripts": ["mri-ds = mri_ds.cli.main:main"]},
 )

@@ -138,6 +138,15 @@ class AugmentConfig(_Strict):
         return {name: float(getattr(self, name)) for name in AugmentConfig.model_fields if name != "prob"}
 
 
+class Intensity(_Strict):
+    """What one channel is normalised with: clipped to low..high, less the mean, over the standard deviation."""
+
+    low: float
+    high: float
+    mean: float
+    std: float = Field(gt=0)
+
+
 class DataConfig(_Strict):
     """What the network is shown. `auto` values come from the shards' manifest."""
 
@@ -146,6 +155,10 @@ class DataConfig(_Strict):
     clip_percentiles: tuple[float, float] = (0.5, 99.5)
     augment: AugmentConfig | None = AugmentConfig()  # YAML: true (as it stands above), false, or some of its keys
     albumentations: str = ""  # file of a pipeline that albumentations.save wrote (.json, .yaml); it comes after `augment`
+    normalization: Literal["subject", "dataset"] = "subject"  # dataset: one scale for all, where values mean something (T1 maps)
+    intensities: list[Intensity] = []  # per channel, over the training subjects; filled in for normalization: dataset
+    crop_margin_mm: float | None = Field(default=None, ge=0)  # None: the whole volume; else the body's box and this much about it
+    bias_correction: bool = False  # N4, by SimpleITK
     flip_axes: list[Literal[0, 1, 2]] = []  # flips are drawn only where anatomy allows; 0 is left-right
     foreground_prob: float = Field(default=0.5, ge=0, le=1)  # chance that a crop smaller than the volume is centred on foreground
     num_workers: int = Field(default=0, ge=0)

@@ -9,7 +9,6 @@ parts but the largest where that helps; here many parts may be right, as with le
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from scipy import ndimage
 
 CONNECTED = np.ones((3, 3, 3), dtype=bool)
@@ -33,35 +32,29 @@ def smallest_part_ml(volumes_ml: Sequence[np.ndarray]) -> float:
     return float(np.percentile(parts, SMALL_PERCENTILE)) if parts.size else 0.0
 
 
-def drop_small_parts(
-    scores: torch.Tensor, *, smallest_ml: Sequence[float], is_always_present: Sequence[bool], voxel_ml: float
+def small_parts(
+    labels: np.ndarray, smallest_ml: Sequence[float], is_always_present: Sequence[bool], voxel_ml: float
 ) -> tuple[np.ndarray, list[float]]:
-    """Labels of scores (K, D, H, W) without parts below half of `smallest_ml`: (D, H, W) int16, and the ml that each class lost.
+    """Where labels (D, H, W) have parts below half of `smallest_ml`: mask (D, H, W), and the ml of them in each class.
 
-    smallest_ml, is_always_present: one per class, background first (not looked at). A dropped part becomes, voxel by voxel, the
-    class with the next best score. Of a class that every training subject has, the largest part stays whatever its size: a
-    shrunken organ is a finding, not noise.
+    smallest_ml, is_always_present: one per class, background first (not looked at). Of a class that every training subject has,
+    the largest part counts as large whatever its size: a shrunken organ is a finding, not noise.
     """
-    labels = scores.argmax(dim=0).to(torch.int16).cpu().numpy()
-    dropped_ml = [0.0] * len(scores)
-    for k in range(1, len(scores)):
+    is_small, small_ml = np.zeros(labels.shape, dtype=bool), [0.0] * len(smallest_ml)
+    boxes = ndimage.find_objects(labels, max_label=len(smallest_ml) - 1)
+    for k, box in enumerate(boxes, start=1):
         limit = CREDIBLE_SHARE * smallest_ml[k] / voxel_ml
-        mask = labels == k
-        if limit <= 1 or not mask.any():
+        if limit <= 1 or box is None:
             continue
-        parts, _ = ndimage.label(mask, CONNECTED)
+        parts, _ = ndimage.label(labels[box] == k, CONNECTED)
         sizes = np.bincount(parts.ravel())
-        is_small = sizes < limit
-        is_small[0] = False
+        sizes[0] = labels.size  # what is not of the class is never small
         if is_always_present[k]:
-            is_small[1 + int(sizes[1:].argmax())] = False
-        small = is_small[parts]
-        where = torch.from_numpy(small).to(scores.device)
-        others = scores[:, where].clone()
-        others[k] = -torch.inf
-        labels[small] = others.argmax(dim=0).to(torch.int16).cpu().numpy()
-        dropped_ml[k] = float(small.sum()) * voxel_ml
-    return labels, dropped_ml
+            sizes[1 + int(sizes[1:].argmax())] = labels.size
+        small = (sizes < limit)[parts]
+        is_small[box] |= small
+        small_ml[k] = float(small.sum()) * voxel_ml
+    return is_small, small_ml
 
 
 def _sizes(mask: np.ndarray) -> np.ndarray:

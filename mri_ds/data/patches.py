@@ -18,7 +18,7 @@ from mri_ds.augment.albumentations_pipeline import apply_pipeline, load_pipeline
 from mri_ds.augment.transform import AugmentParams, apply, sample_params
 from mri_ds.config import DataConfig, TaskConfig, Triple
 from mri_ds.data.index import ShardDataset
-from mri_ds.data.preprocess import border_minimum, prepare
+from mri_ds.data.preprocess import border_minimum, prepare, settings
 
 MAX_FOREGROUND = 4096  # voxels per class that a crop may be centred on
 
@@ -79,7 +79,7 @@ class PatchSource:
         return subject
 
     def _prepare(self, index: int) -> Prepared:
-        sample = prepare(self.dataset.read(index), spacing_mm=self.spacing_mm, clip_percentiles=self.data.clip_percentiles)
+        sample = prepare(self.dataset.read(index), **settings(self.data))
         targets = {name: target for name, target in sample["targets"].items() if name in self.tasks}
         maps = {name: target for name, target in targets.items() if isinstance(target, np.ndarray)}
         return Prepared(

@@ -1,8 +1,9 @@
 """From an image file to predictions in files, on the image's own grid.
 
 Axes: C channels, D H W voxels.
-In: a NIfTI of a network's channels, in any orientation.  Out: SUBJECT_TASK.nii.gz label maps with the input's shape, orientation
-and affine, SUBJECT.json with every task's result, SUBJECT.png to look at. Each file appears complete or not at all.
+In: a NIfTI of a network's channels, in any orientation.  Out: SUBJECT_TASK.nii.gz label maps with the input's shape and, word for
+word, its header's geometry (both forms, their codes, voxel sizes, units); SUBJECT.json with every task's result; SUBJECT.png to
+look at. Each file appears complete or not at all.
 """
 
 import json
@@ -10,12 +11,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
+from mri_ds.data.geometry import read_geometry
 from mri_ds.data.layouts import SubjectFiles, load_subject
 from mri_ds.data.nifti import stem, write_label
-from mri_ds.data.preprocess import to_canonical
+from mri_ds.data.preprocess import to_canonical, to_input_grid
 from mri_ds.errors import InputError
 from mri_ds.inference.picture import draw_case
 from mri_ds.inference.run import Run, load_run
@@ -36,6 +37,7 @@ def predict_file(run: Run, path: str | Path, out_dir: str | Path, *, keep_small_
     _check_channels(sample, Path(path), run.channels)
     canonical = to_canonical(sample)
     predictions = predict_sample(run, canonical, keep_small_parts=keep_small_parts)
+    geometry = read_geometry(images[0], sample["affine"])
 
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,8 @@ def predict_file(run: Run, path: str | Path, out_dir: str | Path, *, keep_small_
         result["tasks"][task] = describe(prediction, sample["affine"])
         if isinstance(prediction, LabelMap):
             file = out / f"{subject_id}_{task}.nii.gz"
-            write_label(file, to_input_grid(prediction.labels, sample["affine"]), sample["affine"])
+            labels = to_input_grid(prediction.labels, sample["affine"])
+            write_label(file, labels, sample["affine"], geometry)
             result["files"][task] = str(file)
     picture = _draw(out / f"{subject_id}.png", canonical, predictions)
     if picture is not None:
@@ -71,13 +74,6 @@ def find_channels(path: Path, channels: list[str]) -> tuple[str, list[Path]]:
             fix = f"the network was trained on {', '.join(channels)}: put them side by side"
             raise InputError(f"no such file: channel {channel} of subject {subject_id}", where=file, fix=fix)
     return subject_id, files
-
-
-def to_input_grid(labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Undoes `to_canonical` for a label map (D, H, W): `affine` is that of the input. Axes move and flip; no voxel changes."""
-    canonical = np.array([[0, 1], [1, 1], [2, 1]])
-    back = nib.orientations.ornt_transform(canonical, nib.orientations.io_orientation(affine))
-    return np.ascontiguousarray(nib.orientations.apply_orientation(labels, back))
 
 
 def describe(prediction: Prediction, affine: np.ndarray) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from mri_ds.config import TaskConfig
-from mri_ds.data.parts import drop_small_parts
-from mri_ds.data.preprocess import border_minimum, prepare, scores_to_shape
+from mri_ds.data.parts import small_parts
+from mri_ds.data.preprocess import Placement, border_minimum, prepare_placed, scores_to_labels, settings
 from mri_ds.inference.run import Run
 from mri_ds.nn.sliding_window import sliding_window
 from mri_ds.sample import Sample
@@ -63,13 +63,12 @@ def predict_sample(
 
     keep_small_parts: label maps are the plain argmax, also where a part is smaller than any that training showed.
     """
-    outputs = _network_outputs(run, sample, overlap=overlap, window_batch=window_batch)
-    native_shape = sample["image"].shape[1:]
+    outputs, placement = _network_outputs(run, sample, overlap=overlap, window_batch=window_batch)
     predictions: dict[str, Prediction] = {}
     for name, task in run.config.tasks.items():
         if task.kind == "segmentation":
-            scores = scores_to_shape(outputs[name][0], native_shape)
-            predictions[name] = _label_map(scores, task, sample["spacing_mm"], keep_small_parts=keep_small_parts)
+            voxel_ml = float(np.prod(sample["spacing_mm"])) / 1000
+            predictions[name] = _label_map(outputs[name][0], placement, task, voxel_ml, keep_small_parts=keep_small_parts)
         elif task.kind == "classification":
             predictions[name] = ClassScores(outputs[name][0].double().softmax(dim=0).cpu().numpy(), task.classes)
         else:
@@ -77,28 +76,30 @@ def predict_sample(
     return predictions
 
 
-def _label_map(scores: torch.Tensor, task: TaskConfig, spacing_mm: np.ndarray, *, keep_small_parts: bool) -> LabelMap:
-    """scores (K, D, H, W) on the native grid -> labels. Tasks from before parts were measured have no smallest one."""
-    smallest = [0.0] * len(task.classes) if keep_small_parts else task.smallest_part_ml or [0.0] * len(task.classes)
-    labels, dropped = drop_small_parts(
-        scores,
-        smallest_ml=smallest,
-        is_always_present=[share == 1 for share in task.class_presence or [1.0] * len(task.classes)],
-        voxel_ml=float(np.prod(spacing_mm)) / 1000,
-    )
-    return LabelMap(labels, task.classes, {name: ml for name, ml in zip(task.classes, dropped) if ml})
+def _label_map(
+    scores: torch.Tensor, placement: Placement, task: TaskConfig, voxel_ml: float, *, keep_small_parts: bool
+) -> LabelMap:
+    """The network's scores (K, D', H', W') -> labels on the native grid; small parts go to the next best class."""
+    labels = scores_to_labels(scores, placement)
+    if keep_small_parts or not task.smallest_part_ml:  # tasks from before parts were measured have no smallest one
+        return LabelMap(labels, task.classes)
+    is_always_present = [share == 1 for share in task.class_presence]
+    is_small, dropped_ml = small_parts(labels, task.smallest_part_ml, is_always_present, voxel_ml)
+    if is_small.any():
+        labels[is_small] = scores_to_labels(scores, placement, excluded=np.where(is_small, labels, -1))[is_small]
+    return LabelMap(labels, task.classes, {name: ml for name, ml in zip(task.classes, dropped_ml) if ml})
 
 
-def _network_outputs(run: Run, sample: Sample, *, overlap: float, window_batch: int) -> dict[str, torch.Tensor]:
-    """The network's raw outputs on its own grid: (1, K, D', H', W') logits, (1, K) logits, (1,) numbers."""
+def _network_outputs(run: Run, sample: Sample, *, overlap: float, window_batch: int) -> tuple[dict[str, torch.Tensor], Placement]:
+    """The network's raw outputs on its own grid: (1, K, D', H', W') logits, (1, K) logits, (1,) numbers; and where that lies."""
     data = run.config.data
-    assert data.spacing_mm != "auto" and data.patch != "auto", "a run's config is resolved"
+    assert data.patch != "auto", "a run's config is resolved"
     assert sample["image"].shape[0] == len(run.channels), "the caller checks the channels"
     unlabelled = Sample(**{**sample, "targets": {}})  # type: ignore[typeddict-item]
-    prepared = prepare(unlabelled, spacing_mm=data.spacing_mm, clip_percentiles=data.clip_percentiles)
+    prepared, placement = prepare_placed(unlabelled, **settings(data))
     image = torch.from_numpy(prepared["image"])[None].to(run.device)
     spacing_mm = torch.as_tensor(prepared["spacing_mm"], dtype=torch.float32, device=run.device)[None]
-    return sliding_window(
+    outputs = sliding_window(
         lambda windows: run.net(windows, spacing_mm.expand(len(windows), 3)),
         image,
         patch=data.patch,
@@ -106,3 +107,4 @@ def _network_outputs(run: Run, sample: Sample, *, overlap: float, window_batch: 
         window_batch=window_batch,
         pad_value=border_minimum(prepared["image"]),
     )
+    return outputs, placement

@@ -18,7 +18,7 @@ from mri_ds.config import SCALES, RunConfig, dump_config, load_config, nearest, 
 from mri_ds.data.index import ShardDataset
 from mri_ds.data.loader import make_loader
 from mri_ds.data.manifest import Manifest, read_manifest
-from mri_ds.data.preprocess import propose
+from mri_ds.data.preprocess import dataset_intensities, propose
 from mri_ds.errors import InputError
 from mri_ds.sample import Batch
 from mri_ds.training import checkpoint, distributed, ds_config
@@ -79,6 +79,7 @@ def complete(config: RunConfig, manifest: Manifest, *, where: Path) -> RunConfig
         section = "model" if key in raw["model"] else "data"
         if raw[section][key] == "auto":
             raw[section][key] = list(value)
+    raw["data"]["intensities"] = [one.model_dump() for one in dataset_intensities(config.data, manifest, where=where)]
     return validate(raw, where=str(where))
 
 

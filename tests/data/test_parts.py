@@ -1,18 +1,9 @@
 """Connected parts: sizes by hand, and what becomes of a prediction's specks."""
 
 import numpy as np
-import torch
 from scipy import ndimage
 
-from mri_ds.data.parts import drop_small_parts, part_volumes_ml, smallest_part_ml
-
-
-def scores_of(labels: np.ndarray, second: int = 0) -> torch.Tensor:
-    """Scores whose best class is `labels` and whose next best is `second`."""
-    scores = torch.zeros(int(labels.max()) + 1, *labels.shape)
-    scores[second] = 1.0
-    scores.scatter_(0, torch.from_numpy(labels)[None].long(), 2.0)
-    return scores
+from mri_ds.data.parts import part_volumes_ml, small_parts, smallest_part_ml
 
 
 def speckled() -> np.ndarray:
@@ -24,8 +15,8 @@ def speckled() -> np.ndarray:
     return labels
 
 
-def drop(scores: torch.Tensor, smallest_voxels: list[float], always=(True, False, False)) -> tuple[np.ndarray, list[float]]:
-    return drop_small_parts(scores, smallest_ml=[v * 0.002 for v in smallest_voxels], is_always_present=always, voxel_ml=0.002)
+def find(smallest_voxels: list[float], always=(True, False, False)) -> tuple[np.ndarray, list[float]]:
+    return small_parts(speckled(), [v * 0.002 for v in smallest_voxels], always, voxel_ml=0.002)
 
 
 def test_volumes_by_hand_and_against_scipy_on_noise():
@@ -48,24 +39,23 @@ def test_smallest_is_the_fifth_percentile_over_all_subjects():
     assert smallest_part_ml([]) == smallest_part_ml([np.zeros(0)]) == 0.0
 
 
-def test_a_speck_becomes_the_next_best_class_voxel_by_voxel():
-    labels, dropped = drop(scores_of(speckled(), second=2), [0, 20, 2])
-    assert labels[10, 10, 10] == 2 and (labels == 1).sum() == 27 and dropped == [0.0, 0.002, 0.0]
-    assert labels.dtype == np.int16
+def test_a_speck_is_small_and_its_class_told():
+    is_small, ml = find([0, 20, 2])
+    assert np.argwhere(is_small).tolist() == [[10, 10, 10]] and ml == [0.0, 0.002, 0.0]
 
 
 def test_half_of_the_smallest_is_still_believed():
-    """Eight voxels: kept where training's smallest has 16, dropped at 17."""
-    assert (drop(scores_of(speckled()), [0, 0, 16])[0] == 2).sum() == 8
-    assert (drop(scores_of(speckled()), [0, 0, 17])[0] == 2).sum() == 0
+    """Eight voxels: believed where training's smallest has 16, not where it has 17."""
+    assert find([0, 0, 16])[0].sum() == 0
+    assert (find([0, 0, 17])[0] == (speckled() == 2)).all()
 
 
-def test_of_a_class_that_everybody_has_the_largest_part_stays():
-    labels, dropped = drop(scores_of(speckled()), [0, 1000, 1000], always=(True, True, False))
-    assert (labels == 1).sum() == 27 and (labels == 2).sum() == 0
-    np.testing.assert_allclose(dropped, [0, 0.002, 0.016])
+def test_of_a_class_that_everybody_has_the_largest_part_is_never_small():
+    is_small, ml = find([0, 1000, 1000], always=(True, True, False))
+    assert is_small.sum() == 1 + 8 and is_small[10, 10, 10]
+    np.testing.assert_allclose(ml, [0, 0.002, 0.016])
 
 
-def test_without_sizes_nothing_changes():
-    labels, dropped = drop(scores_of(speckled()), [0, 0, 0])
-    assert (labels == speckled()).all() and dropped == [0.0, 0.0, 0.0]
+def test_without_sizes_nothing_is_small():
+    is_small, ml = find([0, 0, 0])
+    assert not is_small.any() and ml == [0.0, 0.0, 0.0]

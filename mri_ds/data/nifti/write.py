@@ -1,6 +1,7 @@
 """Voxels -> NIfTI-1 files, whole or not at all, the same bytes for the same voxels.
 
-Axes: as in memory: (D, H, W) are the file's i, j, k, and C its 4th axis. Both forms of the header say the affine, in mm.
+Axes: as in memory: (D, H, W) are the file's i, j, k, and C its 4th axis. Both forms of the header say the affine, in mm,
+unless the header of another file is given to follow.
 """
 
 import contextlib
@@ -11,13 +12,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from mri_ds.data.geometry import Geometry
 from mri_ds.errors import InputError
 
 
-def write_label(path: str | Path, labels: np.ndarray, affine: np.ndarray) -> None:
-    """Writes labels (D, H, W) int in the smallest integer type that holds them. Same input, same bytes."""
+def write_label(path: str | Path, labels: np.ndarray, affine: np.ndarray, geometry: Geometry | None = None) -> None:
+    """Writes labels (D, H, W) int in the smallest integer type that holds them. Same input, same bytes.
+
+    The header says `affine` in both forms, in mm; or what `geometry` says, word for word, where there is one.
+    """
     assert labels.ndim == 3 and labels.dtype.kind in "biu", (labels.shape, labels.dtype)
-    _write(Path(path), labels, affine)
+    _write(Path(path), labels, affine, geometry)
 
 
 def write_image(path: str | Path, image: np.ndarray, affine: np.ndarray) -> None:
@@ -28,9 +33,10 @@ def write_image(path: str | Path, image: np.ndarray, affine: np.ndarray) -> None
     _write(Path(path), image, affine)
 
 
-def _write(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
+def _write(path: Path, voxels: np.ndarray, affine: np.ndarray, geometry: Geometry | None = None) -> None:
     """Voxels in the file's axis order. The file appears whole or not at all."""
-    content = _image(voxels, affine).to_bytes()
+    voxels = voxels.astype(_compact_dtype(voxels))
+    content = (geometry.image(voxels) if geometry else _image(voxels, affine)).to_bytes()
     if path.name.lower().endswith(".gz"):
         content = gzip.compress(content, compresslevel=1, mtime=0)  # no time stamp: same voxels, same bytes
     partial = path.with_name(f".{path.name}.partial")
@@ -46,7 +52,7 @@ def _write(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
 
 
 def _image(voxels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    image = nib.Nifti1Image(voxels.astype(_compact_dtype(voxels)), affine)
+    image = nib.Nifti1Image(voxels, affine)
     image.set_sform(affine, code="scanner")
     try:
         image.set_qform(affine, code="scanner", strip_shears=False)
