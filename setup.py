@@ -7,6 +7,14 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "mri_ds/__init__.py").read_text()).group(1)  # type: ignore[union-attr]
+DICOM = [
+    "pydicom>=3.0,<4",
+    "pylibjpeg>=2.1",
+    "pylibjpeg-openjpeg>=2.5",  # JPEG 2000
+    "pyjpegls>=1.5",  # JPEG-LS
+    "python-gdcm>=3.2",  # JPEG, lossless too (pylibjpeg-libjpeg would do, but is GPL)
+    "dcm2niix>=1.0.20260416",  # for what we do not read; older wheels cannot decode JPEG-LS, JPEG 2000, RLE
+]
 
 setup(
     name="mri_ds",
@@ -38,6 +46,7 @@ setup(
         "ninja",
     ],
     extras_require={
+        "dicom": DICOM,
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
@@ -49,7 +58,8 @@ setup(
             "mpich>=4.3",
             "monai>=1.5",
             "medpy>=0.5",
-        ]
+            *DICOM,
+        ],
     },
     entry_points={"console_scripts": ["mri-ds = mri_ds.cli.main:main"]},
 )

@@ -1,6 +1,7 @@
 """A plain folder of NIfTI files with a table of subjects.
 
-images/<subject>_<channel>.nii.gz (or images/<subject>.nii.gz: one channel, or all of them in 4-D),
+images/<subject>_<channel>.nii.gz (or images/<subject>.nii.gz: one channel, or all of them in 4-D), or DICOM in its place:
+a folder or zip of one series, named likewise;
 labels/<subject>_<task>.nii.gz, and participants.tsv, tab-separated, whose column participant_id names the subjects and whose
 others are targets (text: classification, numbers: regression; empty or n/a: no label).
 dataset.yaml, where present, wins: `channels: [T1w, T2w]` and `tasks: {tissue: {kind: segmentation, classes: [...]}, ...}`;
@@ -11,12 +12,13 @@ Source: the table as in BIDS 1.10, "Tabular files" and "Participants file".
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import yaml
 
 from mri_ds.config import TaskConfig, nearest, validate
+from mri_ds.data.images import image_name
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles, parse_value
 from mri_ds.data.nifti import stem
 from mri_ds.errors import InputError
@@ -38,7 +40,8 @@ def is_folder(src: Path) -> bool:
 def find_folder(src: Path) -> Dataset:
     """Matches files to the table's subjects; files of nobody are problems, a subject without its images is an error."""
     table = _read_table(src / TABLE)
-    images, labels = (_files_by_subject(src / name, table.keys()) for name in ("images", "labels"))
+    images = _files_by_subject(src / "images", table.keys(), image_name)
+    labels = _files_by_subject(src / "labels", table.keys(), stem)
     channels, tasks = _read_description(src / DESCRIPTION)
     channels = channels or _find_channels(images, src / "images")
     columns_left_out: list[str] = []
@@ -169,11 +172,11 @@ def _is_number(cell: str) -> bool:
 # ---- files and values of one subject -------------------------------------------------------------------------------
 
 
-def _files_by_subject(folder: Path, subjects: Iterable[str]) -> Files:
+def _files_by_subject(folder: Path, subjects: Iterable[str], name_of: Callable[[Path], str | None]) -> Files:
     """{subject: {rest of the file name: path}}; of subjects whose ids begin alike, the longest that fits."""
     known, found = set(subjects), defaultdict[str, dict[str, Path]](dict)
     for path in sorted(folder.glob("*")):
-        name = stem(path)
+        name = name_of(path)
         if name is None:
             continue
         ends = [len(name), *(i for i in range(len(name) - 1, 0, -1) if name[i] == "_")]
@@ -215,5 +218,5 @@ def _values(subject: str, row: Row, tasks: Mapping[str, TaskConfig], where: Path
 
 def _orphans(src: Path, subjects: list[SubjectFiles]) -> list[str]:
     used = {path for subject in subjects for path in (*subject.images, *subject.labels.values())}
-    there = [path for folder in ("images", "labels") for path in sorted((src / folder).glob("*")) if stem(path)]
+    there = [path for folder in ("images", "labels") for path in sorted((src / folder).glob("*")) if image_name(path)]
     return [f"{path.relative_to(src)} belongs to no subject or task" for path in there if path not in used]

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mri_ds.config import TaskConfig
+from mri_ds.data.images import image_name
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles
 from mri_ds.data.nifti import stem
 from mri_ds.errors import InputError
@@ -76,7 +77,7 @@ def _subject(pair: object, src: Path, task: str, where: Path) -> SubjectFiles:
         raise InputError(f"training entry {pair!r} names no image", where=where, fix='write {"image": ..., "label": ...}')
     image = _listed(src, pair["image"], "image", where)
     labels = {task: _listed(src, str(pair["label"]), "label", where)} if pair.get("label") else {}
-    return SubjectFiles(stem(image) or image.name, [image], labels)
+    return SubjectFiles(image_name(image) or image.name, [image], labels)
 
 
 def _listed(src: Path, name: str, what: str, where: Path) -> Path:
@@ -85,7 +86,7 @@ def _listed(src: Path, name: str, what: str, where: Path) -> Path:
     if listed.is_absolute() or ".." in listed.parts:
         raise InputError(f"{what} {name!r} lies outside the dataset", where=where, fix="list only files of this folder")
     path = src / listed
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{what} {name!r} is missing", where=where, fix="put the file there, or take the entry out")
     return path
 

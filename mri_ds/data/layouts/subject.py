@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from mri_ds.config import TaskConfig, nearest
-from mri_ds.data.nifti import read_image, read_label
+from mri_ds.data.grid import AFFINE_TOLERANCE_MM, by, corners_apart_mm
+from mri_ds.data.images import read_image
+from mri_ds.data.nifti import read_label
 from mri_ds.errors import InputError
 from mri_ds.sample import Sample, Volume
-
-AFFINE_TOLERANCE_MM = 1e-2  # how far apart two files may place the same corner of a volume
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Dataset:
 def load_subject(files: SubjectFiles, tasks: Mapping[str, TaskConfig]) -> Sample:
     """Reads one subject in the orientation of its files.
 
-    Raises InputError for what `read_image` and `read_label` refuse, for files of one subject that differ in shape or place,
-    for label values that are no class of their task, and for values that do not fit theirs.
+    Images may be NIfTI or DICOM. Raises InputError for what `read_image` and `read_label` refuse, for files of one subject that
+    differ in shape or place, for label values that are no class of their task, and for values that do not fit theirs.
     """
-    volumes = [read_image(path) for path in files.images]
+    volumes, acquisitions = zip(*(read_image(path) for path in files.images), strict=True)
     image = volumes[0]
     for path, volume in zip(files.images[1:], volumes[1:], strict=True):
         _check_same_grid(volume, image, path, files.images[0])
@@ -64,16 +64,16 @@ def load_subject(files: SubjectFiles, tasks: Mapping[str, TaskConfig]) -> Sample
         "affine": image.affine,
         "spacing_mm": image.spacing_mm,
         "targets": targets,
+        "acquisition": [tags for channels in acquisitions for tags in channels],
     }
 
 
 def _check_same_grid(volume: Volume, image: Volume, path: Path, image_path: Path) -> None:
     shape, wanted = volume.voxels.shape[-3:], image.voxels.shape[-3:]
     if shape != wanted:
-        what = f"shape {_by(shape)} differs from {_by(wanted)} of {image_path.name}"
+        what = f"shape {by(shape)} differs from {by(wanted)} of {image_path.name}"
         raise InputError(what, where=path, fix="resample it onto that image's grid")
-    corners = np.array(np.meshgrid(*([0, n - 1] for n in shape), [1], indexing="ij"), dtype=float).reshape(4, -1)
-    apart = np.abs((volume.affine - image.affine) @ corners).max()
+    apart = corners_apart_mm(volume.affine, image.affine, shape)
     if apart > AFFINE_TOLERANCE_MM:
         what = f"affine places its corners up to {apart:.3g} mm from those of {image_path.name}"
         raise InputError(what, where=path, fix="resample it onto that image's grid, or correct its header")
@@ -104,7 +104,3 @@ def parse_value(raw: str | float, name: str, task: TaskConfig, *, where: str | P
 def _target(raw: str | float, name: str, task: TaskConfig, subject_id: str) -> int | float:
     value = parse_value(raw, name, task, where=subject_id)
     return value if isinstance(value, float) else task.classes.index(value)
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
