@@ -27,13 +27,16 @@ PLUGINS = {  # one per transfer syntax, so that every machine decodes alike
     "1.2.840.10008.1.2.5": "pydicom",  # RLE
 }
 NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
+JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 UNDECODABLE = 3  # exit code: the data are damaged
 
 
-def can_decode(transfer_syntax: str) -> bool:
+def can_decode(transfer_syntax: str, bits_stored: int) -> bool:
     """Whether this machine has what decodes it. Needs pydicom."""
     if transfer_syntax in NATIVE:
         return True
+    if transfer_syntax == JPEG_EXTENDED and bits_stored > 8:  # pydicom refuses GDCM's result, which is wrong
+        return False
     from pydicom.pixels import get_decoder
 
     try:

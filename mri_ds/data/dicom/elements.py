@@ -139,13 +139,13 @@ def read_elements(source: Source, keywords: Sequence[str | int], *, pixels: bool
         head = file.read(PREAMBLE + len(MARK))
         if not is_dicom_bytes(head):
             if source.claims_dicom:
-                raise InputError(f"{source.label} is not DICOM", where=source.path, fix="export it again, or take it out")
+                raise InputError(f"{source.label} is not DICOM", where=source.where, fix="export it again, or take it out")
             return None
         try:
             with quiet() as pydicom:
                 if _transfer_syntax(pydicom, file, head) == DEFLATED:  # it would be inflated without a limit
                     fix = "rewrite it with explicit VR (dcmconv +te, gdcmconv --raw)"
-                    raise InputError(f"{source.label} is deflated DICOM", where=source.path, fix=fix)
+                    raise InputError(f"{source.label} is deflated DICOM", where=source.where, fix=fix)
                 file.seek(0)
                 dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, force=True, specific_tags=list(keywords))
                 syntax = str(dataset.file_meta.get("TransferSyntaxUID") or "") or _guessed_syntax(dataset)
@@ -160,7 +160,7 @@ def read_elements(source: Source, keywords: Sequence[str | int], *, pixels: bool
 
 def damaged(source: Source, what: str) -> InputError:
     return InputError(
-        f"{source.label} has a damaged {what}", where=source.path, fix="export it again from the scanner or archive"
+        f"{source.label} is damaged ({what})", where=source.where, fix="export it again from the scanner or archive"
     )
 
 

@@ -31,12 +31,13 @@ SUFFIXES = {".dcm", ".dicom", ".ima"}  # a file so named claims to be DICOM; oth
 
 @dataclass(frozen=True)
 class Source:
-    """One file. `label` names it without its name; `claims_dicom`: by its suffix."""
+    """One file. `label` tells it apart without its name; `claims_dicom`: by its suffix. Errors say `where` and `label`."""
 
     label: str
     size: int
     claims_dicom: bool
-    path: Path
+    where: Path  # what the user gave
+    path: Path  # where the bytes are
     archive: zipfile.ZipFile | None = None
     member: zipfile.ZipInfo | None = None
 
@@ -48,7 +49,7 @@ class Source:
             with self.archive.open(self.member) as stream:
                 content = stream.read(self.size + 1)  # one more, so that the checksum is compared
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError):
-            raise InputError(f"{self.label} in it is damaged", where=self.path, fix="download or pack it again") from None
+            raise InputError(f"{self.label} in it is damaged", where=self.where, fix="download or pack it again") from None
         return io.BytesIO(content)
 
 
@@ -110,7 +111,7 @@ def _numbered(files: Sequence[Path], path: Path) -> list[Source]:
             raise InputError(f"{label} cannot be opened ({err.strerror})", where=path, fix="check its permissions") from None
         if size > MAX_FILE_BYTES:
             raise InputError(f"{label} has {size} bytes, over {MAX_FILE_BYTES}", where=path, fix="export one series per file")
-        sources.append(Source(label, size, file.suffix.lower() in SUFFIXES, file))
+        sources.append(Source(label, size, file.suffix.lower() in SUFFIXES, path, file))
     return sources
 
 
@@ -137,6 +138,7 @@ def _sources_of_zip(path: Path, archive: zipfile.ZipFile) -> list[Source]:
             f"file {number} of {len(visible)}",
             info.file_size,
             PurePosixPath(info.filename).suffix.lower() in SUFFIXES,
+            path,
             path,
             archive,
             info,

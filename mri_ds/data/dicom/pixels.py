@@ -72,7 +72,7 @@ def _check_encoding(source: Source, pixels: StoredPixels, where: Path) -> None:
         fix = "give an image series: masks and real-valued maps are not read"
         raise InputError(f"{source.label} has {pixels.bits_allocated} bits per voxel", where=where, fix=fix)
     with quiet():
-        if not can_decode(pixels.transfer_syntax):
+        if not can_decode(pixels.transfer_syntax, pixels.bits_stored):
             raise Undecodable(pixels.transfer_syntax)
 
 
@@ -112,7 +112,7 @@ def _decoded(stored: dict[Source, StoredPixels], where: Path) -> Iterator[tuple[
             except (InputError, MemoryError):
                 raise
             except Exception:
-                raise damaged(source, "pixel data: truncated or not as its header says") from None
+                raise damaged(source, "pixel data truncated, or not as the header says") from None
             yield source, planes
 
 
@@ -186,6 +186,6 @@ def _run(request: bytes, length: int, where: Path) -> bytes:
     except subprocess.TimeoutExpired:
         raise InputError("compressed pixel data take too long to decode", where=where, fix="export the series again") from None
     if done.returncode or len(done.stdout) != length:
-        what = "compressed pixel data cannot be decoded: truncated or damaged"
+        what = "compressed pixel data are truncated or damaged"
         raise InputError(what, where=where, fix="export the series again, uncompressed if you can")
     return done.stdout
