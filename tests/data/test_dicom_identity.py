@@ -27,13 +27,14 @@ PLANTED = {
     "InstitutionAddress": "Vorpal Road 5", "ReferringPhysicianName": "Mandrake^Orly", "OperatorsName": "Operetta^Ina",
     "PerformingPhysicianName": "Perform^Dora", "StationName": "MRVORPAL01", "DeviceSerialNumber": "SN4477123",
     "ImageComments": "Zyxwarth moved", "RequestedProcedureDescription": "MRI for Quillon", "PatientAge": "072Y",
-    "PatientSex": "F", "PatientWeight": "61.25", "AdditionalPatientHistory": "fell in Thornapple Lane", "SoftwareVersions": "syngo Vorpal",
+    "PatientSex": "F", "PatientWeight": "61.25", "AdditionalPatientHistory": "fell in Thornapple Lane",
+    "SoftwareVersions": "syngo Vorpal",
     "DerivationDescription": "by Operetta", "RescaleType": "VORPAL", "AcquisitionComments": "Gwendolyx waits outside",
 }  # fmt: skip
 UIDS = {"StudyInstanceUID": "1.2.34567.111", "SeriesInstanceUID": "1.2.34567.222", "FrameOfReferenceUID": "1.2.34567.333"}
 WORDS = ["zyxwarth", "quillon", "7741", "19470311", "1947", "alt88231", "thornapple", "gwendolyx", "acc559102", "2019082",
-         "2019083", "114433", "114434", "stu4471", "vorpal", "mandrake", "orly", "operetta", "perform", "sn4477123", "072y", "61.25",
-         "34567", "private note", "doe_"]  # fmt: skip
+         "2019083", "114433", "114434", "stu4471", "vorpal", "mandrake", "orly", "operetta", "perform", "sn4477123", "072y",
+         "61.25", "34567", "private note", "doe_"]  # fmt: skip
 
 
 def planted(values: np.ndarray, **changes: object) -> list[FileDataset]:
