@@ -102,7 +102,7 @@ class TestRefusals:
     def test_truncated_anywhere(self, folder):
         file = sorted(folder.iterdir())[0]
         content = file.read_bytes()
-        for length in [0, 100, 140, 400, 800, len(content) - 200, len(content) - 1]:
+        for length in [*range(0, len(content) - 1, 37), len(content) - 1]:
             file.write_bytes(content[:length])
             refusal(folder)
 

@@ -102,12 +102,12 @@ REFUSED = {
     "mixed spacings": (lambda made: setattr(made[1], "PixelSpacing", [1.5, 1.3]), "mixed pixel spacings"),
     "constant": (each("PixelData", b"\7\0" * 120), "image is constant (every voxel 7)"),
     "infinite": (each("RescaleSlope", "1e300"), "of 600 voxels are NaN or infinite"),
-    "bits": (each("BitsAllocated", 64), "file 1 of 5 has 64 bits per voxel"),
+    "bits": (each("BitsAllocated", 64), " of 5 has 64 bits per voxel"),
     "too few bytes": (
         each("PixelData", b"\7\0" * 100),
-        "file 1 of 5 is damaged (pixel data truncated, or not as the header says)",
+        " of 5 is damaged (pixel data truncated, or not as the header says)",
     ),
-    "too many rows": (each("Rows", 60000), "file 1 of 5 declares 1440000 bytes of voxels, more than its "),
+    "too many rows": (each("Rows", 60000), " of 5 declares 1440000 bytes of voxels, more than its "),
 }
 
 

@@ -109,9 +109,11 @@ class Elements:
     def codes(self, keyword: str) -> tuple[str, ...]:
         """Texts of an element, upper case and stripped; () where absent."""
         value = self.raw(keyword)
-        values = [] if value is None else [value] if isinstance(value, str) else value
         try:
-            return tuple(str(v).strip().upper() for v in list(values)[:MAX_VALUES])
+            values = (
+                [] if value is None else list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+            )
+            return tuple(str(v).strip().upper() for v in values[:MAX_VALUES])
         except Exception:
             raise Damaged(keyword) from None
 

@@ -21,62 +21,33 @@ from mri_ds.data.dicom.tags import ACQUISITION, IDENTIFYING, acquisition_of
 
 PIXELS = ("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
           "HighBit", "PixelRepresentation")  # fmt: skip
-PLANE = (
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "SpacingBetweenSlices",
-    "RescaleSlope",
-    "RescaleIntercept",
-)
+PLANE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "RescaleSlope",
+         "RescaleIntercept")  # fmt: skip
 CLOCKS = ("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "AcquisitionTime", "InstanceNumber")
 IDENTITY = ("SeriesInstanceUID", "SeriesNumber", "SOPInstanceUID", "FrameOfReferenceUID", "ImageType", "Modality", "SOPClassUID")
-PRIVATE = (0x00290010, 0x00291010, 0x00190010, 0x0019100A, 0x00430010, 0x0043102F)  # creators, and the elements we use
-HEADER: tuple[str | int, ...] = (
-    *IDENTITY,
-    *PIXELS,
-    *PLANE,
-    *CLOCKS,
-    *ACQUISITION,
-    *IDENTIFYING,
-    *GROUPS,
-    "ComplexImageComponent",
-    *PRIVATE,
+PRIVATE = tuple(  # creators and our elements, in the blocks where vendors put them
+    tag
+    for group, element in ((0x0029, 0x10), (0x0019, 0x0A), (0x0043, 0x2F))
+    for block in (0x10, 0x11, 0x12)
+    for tag in (group << 16 | block, group << 16 | block << 8 | element)
 )
+DIRECTORY = "DirectoryRecordSequence"
+MORE = (*GROUPS, "ComplexImageComponent", DIRECTORY)
+HEADER: tuple[str | int, ...] = (*IDENTITY, *PIXELS, *PLANE, *CLOCKS, *MORE, *ACQUISITION, *IDENTIFYING, *PRIVATE)
 
-IMAGES = {
-    "MR",
-    "CT",
-    "PT",
-    "NM",
-    "OT",
-    "US",
-    "XA",
-    "CR",
-    "DX",
-    "SC",
-    "",
-}  # modalities of images; others are reports, masks, plans
-MUST_HAVE_PIXELS = {"MR", "CT", "PT"}
+NO_IMAGES = {"SR", "PR", "KO", "SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "RTIMAGE", "REG", "FID", "DOC", "RWV", "M3D",
+             "PLAN", "ECG", "EPS", "HD", "AU", "RESP", "EEG", "EMG", "EOG", "ASMT", "ANN"}  # fmt: skip
+STANDARD = "1.2.840.10008."  # what SOP classes of the standard begin with; vendors keep raw data and reports in others
+NO_PIXELS = {STANDARD + "5.1.4.1.1.66", STANDARD + "5.1.4.1.1.4.2"}  # raw data, spectroscopy
 GE_COMPONENTS = {0: "M", 1: "P", 2: "R", 3: "I"}
-COMPONENTS = {
-    "MAGNITUDE": "M",
-    "PHASE": "P",
-    "PHASE MAP": "P",
-    "REAL": "R",
-    "IMAGINARY": "I",
-    "M": "M",
-    "P": "P",
-    "R": "R",
-    "I": "I",
-}
+COMPONENTS = {"MAGNITUDE": "M", "PHASE": "P", "PHASE MAP": "P", "REAL": "R", "IMAGINARY": "I"} | {c: c for c in "MPRI"}
 SAME_TE_MS = 0.01
 
 
 def read_frames(source: Source) -> list[Frame]:
-    """The frames of one file; [] for what is no image (reports, masks, DICOMDIR, files of other kinds).
+    """The frames of one file; [] for what is no image (reports, masks, raw data, DICOMDIR, files of other kinds).
 
-    Raises InputError for a file that is damaged, or an MR, CT or PET object without an image.
+    Raises InputError for a file that is damaged: an outer slice that is left out in silence would be missed by nobody.
     """
     read = read_elements(source, HEADER)
     if read is None:
@@ -84,8 +55,7 @@ def read_frames(source: Source) -> list[Frame]:
     elements, transfer_syntax = read
     try:
         first = elements[0]
-        modality = first.text("Modality")
-        if modality not in IMAGES or (modality not in MUST_HAVE_PIXELS and not first.raw("Rows")):
+        if _is_no_image(first):
             return []
         stored = _stored_pixels(first, transfer_syntax)
         if len(elements) not in (1, stored.num_frames):
@@ -96,6 +66,16 @@ def read_frames(source: Source) -> list[Frame]:
         return cut_mosaic(frames[0], first) if len(frames) == 1 and is_mosaic(first) else frames
     except Damaged as err:
         raise damaged(source, str(err)) from None
+
+
+def _is_no_image(get: Elements) -> bool:
+    sop_class, modality = get.text("SOPClassUID"), get.text("Modality")
+    if modality in NO_IMAGES or sop_class in NO_PIXELS or get.raw(DIRECTORY) is not None:
+        return True
+    is_private = bool(sop_class and modality) and not sop_class.startswith(
+        STANDARD
+    )  # a file cut off in its class has no modality
+    return is_private and get.raw("Rows") is None
 
 
 def _stored_pixels(first: Elements, transfer_syntax: str) -> StoredPixels:

@@ -6,14 +6,10 @@ technical form, dropped when they share a word with the patient, the staff or th
 Source: DICOM PS3.15, annex E, for what identifies; PS3.3, C.8.3.1 and C.8.13.5, for the defined terms.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mri_ds.data.dicom.elements import Elements
+from mri_ds.data.dicom.elements import Damaged, Elements
 
 Acquisition = dict[str, float | str]
 
@@ -70,18 +66,15 @@ def acquisition_of(get: Elements) -> Acquisition:
         if value is not None and low <= value <= high:
             found[name] = value
     for name, (keyword, known) in CODES.items():
-        codes = [code for code in get.codes(keyword) if code in known]
+        codes = [code for code in _texts(get, keyword) if code in known]
         if codes:
             found[name] = "+".join(codes)
-    if vendor := get.text("Manufacturer"):
+    if vendor := " ".join(_texts(get, "Manufacturer")):
         found["manufacturer"] = next((v for v in VENDORS if re.search(rf"\b{v.upper()}", vendor)), "other")
-    words: set[str] | None = None
     for name, keyword in TEXTS.items():
-        text = get.text(keyword)
-        if TECHNICAL.fullmatch(text) and not LONG_NUMBER.search(text):
-            words = _identifying_words(get) if words is None else words
-            if not any(word in text for word in words):
-                found[name] = text
+        text = " ".join(_texts(get, keyword))
+        if TECHNICAL.fullmatch(text) and not LONG_NUMBER.search(text) and not _names_somebody(text, get):
+            found[name] = text
     return found
 
 
@@ -91,7 +84,18 @@ def common(acquisitions: Iterable[Acquisition]) -> Acquisition:
     return {name: value for name, value in sorted(first.items()) if all(other.get(name) == value for other in rest)}
 
 
-def _identifying_words(get: Elements) -> set[str]:
-    """Pieces of at least three characters of everything that names the patient, the staff or the site. Upper case."""
-    text = " ".join(get.text(keyword) for keyword in IDENTIFYING)
-    return {word for word in re.split(r"[^\w]+|_", text) if len(word) >= 3}
+def _texts(get: Elements, keyword: str) -> tuple[str, ...]:
+    """Upper case; () where absent or damaged: no volume depends on these."""
+    try:
+        return get.codes(keyword)
+    except Damaged:
+        return ()
+
+
+def _names_somebody(text: str, get: Elements) -> bool:
+    """Whether a text holds a piece, of three characters or more, of what names the patient, the staff or the site."""
+    try:
+        identifying = " ".join(get.text(keyword) for keyword in IDENTIFYING)
+    except Damaged:  # what cannot be read cannot be ruled out
+        return True
+    return any(word in text for word in re.split(r"[^\w]+|_", identifying) if len(word) >= 3)
