@@ -35,7 +35,7 @@ def header(sop_class: UID = MRImageStorage, *, uid: str | None = None, number: i
     ds.FrameOfReferenceUID, ds.SeriesNumber = FRAME_OF_REFERENCE, number
     ds.Manufacturer, ds.ManufacturerModelName = "SIEMENS", "Skyra"
     ds.MagneticFieldStrength, ds.RepetitionTime, ds.EchoTime, ds.FlipAngle = "3", "2000", "30", "90"
-    ds.PatientPosition = "HFS"
+    ds.PatientPosition, ds.StudyDate, ds.StudyTime = "HFS", "20200102", "120000"  # without them GDCM writes the hour of the test
     return ds
 
 

@@ -121,6 +121,10 @@ class Elements:
         """All texts of an element as one, joined by a backslash as they are in the file."""
         return "\\".join(self.codes(keyword))
 
+    def vr(self, keyword: str) -> str:
+        """The value representation that an element of the top level was written with, such as OB."""
+        return str(self._datasets[-1].get_item(keyword).VR)
+
     def private(self, group: int, creator: str, element: int) -> Any:
         """The value of a private element of this creator, at the top level; None where absent. Raises Damaged."""
         try:

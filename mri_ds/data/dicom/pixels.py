@@ -138,17 +138,17 @@ def _options(pixels: StoredPixels) -> dict[str, Any]:
         "bits_allocated": pixels.bits_allocated,
         "bits_stored": pixels.bits_stored,
         "pixel_keyword": "PixelData",
-        "pixel_vr": "OW",
     }
 
 
 def _pixel_bytes(source: Source, options: dict[str, Any]) -> bytes:
+    """As they are in the file; their VR goes into `options` (big-endian bytes in 16-bit words are swapped, by themselves not)."""
     read = read_elements(source, ["PixelData"], pixels=True)
-    if read is None:
+    elements = read[0][0] if read else None
+    data = elements.raw("PixelData") if elements else None
+    if elements is None or not isinstance(data, bytes):
         raise Damaged("PixelData")
-    data = read[0][0].raw("PixelData")
-    if not isinstance(data, bytes):
-        raise Damaged("PixelData")
+    options["pixel_vr"] = "OB" if elements.vr("PixelData") == "OB" else "OW"
     return data
 
 
