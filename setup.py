@@ -7,6 +7,14 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "mri_ds/__init__.py").read_text()).group(1)  # type: ignore[union-attr]
+DICOM = [
+    "pydicom>=3.0,<4",
+    "pylibjpeg>=2.1",
+    "pylibjpeg-openjpeg>=2.5",  # JPEG 2000
+    "pyjpegls>=1.5",  # JPEG-LS
+    "python-gdcm>=3.2",  # JPEG, lossless too (pylibjpeg-libjpeg would do, but is GPL)
+    "dcm2niix>=1.0.20260416",  # for what we do not read; older wheels cannot decode JPEG-LS, JPEG 2000, RLE
+]
 
 setup(
     name="mri_ds",
@@ -39,6 +47,7 @@ setup(
     ],
     extras_require={
         "albumentations": ["albumentations>=2.0.8"],  # or albumentationsx, its AGPL successor: the same import name
+        "dicom": DICOM,
         "preprocess": ["SimpleITK>=2.5"],  # data.bias_correction
         "dev": [
             "pytest>=8",
@@ -54,6 +63,7 @@ setup(
             "torchio>=1.2",
             "albumentations>=2.0.8",
             "SimpleITK>=2.5",
+            *DICOM,
         ],
     },
     entry_points={"console_scripts": ["mri-ds = mri_ds.cli.main:main"]},

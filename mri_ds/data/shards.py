@@ -6,7 +6,6 @@ The bytes of one sample are made and read in `members.py`, found again in `index
 """
 
 import functools
-import hashlib
 import io
 import multiprocessing
 import os
@@ -26,6 +25,7 @@ import numpy as np
 
 from mri_ds.config import TaskConfig
 from mri_ds.data.codec import decode_array
+from mri_ds.data.images import source_bytes, source_sha256
 from mri_ds.data.index import index_path, write_index
 from mri_ds.data.layouts import Dataset, SubjectFiles, load_subject
 from mri_ds.data.manifest import (
@@ -140,7 +140,7 @@ def encode_subject(files: SubjectFiles, tasks: dict[str, TaskConfig], num_channe
         sample = to_canonical(sample)
     except InputError as err:
         return err
-    members = encode_sample(sample, source_sha256=[_sha256(path) for path in files.images])
+    members = encode_sample(sample, source_sha256=[source_sha256(path) for path in files.images])
     return EncodedSubject(key_of(files.subject_id), members, _summarize(sample, tasks))
 
 
@@ -155,11 +155,6 @@ def _summarize(sample: Sample, tasks: dict[str, TaskConfig]) -> Summary:
         values={name: value for name, value in targets.items() if name not in maps},
         part_ml={name: part_volumes_ml(targets[name], len(tasks[name].classes), voxel_ml) for name in maps},
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _encode_all(
@@ -209,7 +204,7 @@ def _leave_with_parent() -> None:
 
 
 def _affordable_workers(subjects: list[SubjectFiles]) -> int:
-    num_bytes = sum(path.stat().st_size for subject in subjects for path in subject.images if path.is_file())
+    num_bytes = sum(source_bytes(path) for subject in subjects for path in subject.images)
     return max(1, min(len(os.sched_getaffinity(0)), num_bytes // BYTES_PER_WORKER))
 
 

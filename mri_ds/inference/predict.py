@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from mri_ds.data.geometry import read_geometry
+from mri_ds.data.images import image_name
 from mri_ds.data.layouts import SubjectFiles, load_subject
-from mri_ds.data.nifti import stem, write_label
+from mri_ds.data.nifti import write_label
 from mri_ds.data.preprocess import to_canonical, to_input_grid
 from mri_ds.errors import InputError
 from mri_ds.inference.picture import draw_case
@@ -61,7 +62,7 @@ def find_channels(path: Path, channels: list[str]) -> tuple[str, list[Path]]:
 
     Raises InputError that names the first channel whose file is not there.
     """
-    name = stem(path) or path.name  # a name that is no NIfTI's is refused, with its reason, when it is read
+    name = image_name(path) or path.name  # a name that is no image's is refused, with its reason, when it is read
     suffix = path.name[len(name) :]
     longest_first = sorted(channels, key=len, reverse=True)  # "sub_post_T1" is channel post_T1, where there is one
     channel = next((c for c in longest_first if name.endswith(f"_{c}")), None)
@@ -70,7 +71,7 @@ def find_channels(path: Path, channels: list[str]) -> tuple[str, list[Path]]:
     subject_id = name.removesuffix(f"_{channel}")
     files = [path.with_name(f"{subject_id}_{c}{suffix}") for c in channels]
     for channel, file in zip(channels, files):
-        if not file.is_file():
+        if not file.exists():
             fix = f"the network was trained on {', '.join(channels)}: put them side by side"
             raise InputError(f"no such file: channel {channel} of subject {subject_id}", where=file, fix=fix)
     return subject_id, files

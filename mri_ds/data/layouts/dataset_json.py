@@ -52,6 +52,6 @@ def listed_file(src: Path, name: str, what: str, where: Path) -> Path:
     if listed.is_absolute() or ".." in listed.parts:
         raise InputError(f"{what} {name!r} lies outside the dataset", where=where, fix="list only files of this folder")
     path = src / listed
-    if "\0" in name or not path.is_file():
+    if "\0" in name or not path.exists():
         raise InputError(f"{what} {name!r} is missing", where=where, fix="put the file there, or take the entry out")
     return path

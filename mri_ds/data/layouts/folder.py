@@ -1,6 +1,7 @@
 """A plain folder of NIfTI files with a table of subjects.
 
-images/<subject>_<channel>.nii.gz (or images/<subject>.nii.gz: one channel, or all of them in 4-D),
+images/<subject>_<channel>.nii.gz (or images/<subject>.nii.gz: one channel, or all of them in 4-D), or DICOM in its place:
+a folder or zip of one series, named likewise;
 labels/<subject>_<task>.nii.gz, and participants.tsv, tab-separated, whose column participant_id names the subjects and whose
 others are targets (text: classification, numbers: regression; empty or n/a: no label). participants.json, where present, is its
 data dictionary: `Levels` make a column classification, `Units` are a regression's unit.
@@ -10,10 +11,11 @@ Source: the table as in BIDS 1.10, "Tabular files" and "Participants file".
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from mri_ds.config import TaskConfig
+from mri_ds.data.images import image_name
 from mri_ds.data.layouts.description import DESCRIPTION, HOW_TO_NAME_CLASSES, read_description
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles
 from mri_ds.data.layouts.targets import check_column, check_task, infer_tasks, read_dictionary, values_of
@@ -35,7 +37,8 @@ def is_folder(src: Path) -> bool:
 def find_folder(src: Path) -> Dataset:
     """Matches files to the table's subjects; files of nobody are problems, a subject without its images is an error."""
     table = read_table(src / TABLE, ID)
-    images, labels = (_files_by_subject(src / name, table.keys()) for name in ("images", "labels"))
+    images = _files_by_subject(src / "images", table.keys(), image_name)
+    labels = _files_by_subject(src / "labels", table.keys(), stem)
     channels, tasks = read_description(src / DESCRIPTION)
     channels = channels or _find_channels(images, src / "images")
     columns_left_out: list[str] = []
@@ -83,11 +86,11 @@ def _is_map(task: TaskConfig) -> bool:
 # ---- files of one subject ------------------------------------------------------------------------------------------
 
 
-def _files_by_subject(folder: Path, subjects: Iterable[str]) -> Files:
+def _files_by_subject(folder: Path, subjects: Iterable[str], name_of: Callable[[Path], str | None]) -> Files:
     """{subject: {rest of the file name: path}}; of subjects whose ids begin alike, the longest that fits."""
     known, found = set(subjects), defaultdict[str, dict[str, Path]](dict)
     for path in sorted(folder.glob("*")):
-        name = stem(path)
+        name = name_of(path)
         if name is None:
             continue
         ends = [len(name), *(i for i in range(len(name) - 1, 0, -1) if name[i] == "_")]
@@ -124,5 +127,5 @@ def _images(subject: str, own: Mapping[str, Path], channels: list[str], where: P
 
 def _orphans(src: Path, subjects: list[SubjectFiles]) -> list[str]:
     used = {path for subject in subjects for path in (*subject.images, *subject.labels.values())}
-    there = [path for folder in ("images", "labels") for path in sorted((src / folder).glob("*")) if stem(path)]
+    there = [path for folder in ("images", "labels") for path in sorted((src / folder).glob("*")) if image_name(path)]
     return [f"{path.relative_to(src)} belongs to no subject or task" for path in there if path not in used]

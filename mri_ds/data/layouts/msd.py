@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mri_ds.config import TaskConfig
+from mri_ds.data.images import image_name
 from mri_ds.data.layouts.dataset_json import DESCRIPTION, classes_of, listed_file, names_by_number, task_name
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles
 from mri_ds.data.layouts.text import read_json
@@ -44,7 +45,7 @@ def _subject(pair: object, src: Path, task: str, where: Path) -> SubjectFiles:
         raise InputError(f"training entry {pair!r} names no image", where=where, fix='write {"image": ..., "label": ...}')
     image = listed_file(src, pair["image"], "image", where)
     labels = {task: listed_file(src, str(pair["label"]), "label", where)} if pair.get("label") else {}
-    return SubjectFiles(stem(image) or image.name, [image], labels)
+    return SubjectFiles(image_name(image) or image.name, [image], labels)
 
 
 def _orphans(src: Path, subjects: Sequence[SubjectFiles]) -> list[str]:

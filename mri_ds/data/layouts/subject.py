@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from mri_ds.config import TaskConfig, nearest
-from mri_ds.data.nifti import corner_distance_mm, read_image, read_label
+from mri_ds.data.grid import AFFINE_TOLERANCE_MM, by
+from mri_ds.data.images import read_image
+from mri_ds.data.nifti import corner_distance_mm, read_label
 from mri_ds.errors import InputError
 from mri_ds.sample import Sample, Volume
 
 log = logging.getLogger(__name__)
-AFFINE_TOLERANCE_MM = 1e-2  # how far apart two files may place the same corner of a volume
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,12 @@ class Dataset:
 def load_subject(files: SubjectFiles, tasks: Mapping[str, TaskConfig]) -> Sample:
     """Reads one subject in the orientation of its files, and logs what a person should know about them.
 
-    Raises InputError for what `read_image` and `read_label` refuse, for files of one subject that differ in shape or place,
-    for label values that are no class of their task, and for values that do not fit theirs.
+    Images may be NIfTI or DICOM. Raises InputError for what `read_image` and `read_label` refuse, for files of one subject that
+    differ in shape or place, for label values that are no class of their task, and for values that do not fit theirs.
     """
-    volumes = [_noted(read_image(path)) for path in files.images]
+    volumes, acquisitions = zip(*(read_image(path) for path in files.images), strict=True)
+    for volume in volumes:
+        _noted(volume)
     image = volumes[0]
     for path, volume in zip(files.images[1:], volumes[1:], strict=True):
         _check_same_grid(volume, image, path, files.images[0])
@@ -74,6 +77,7 @@ def load_subject(files: SubjectFiles, tasks: Mapping[str, TaskConfig]) -> Sample
         "affine": image.affine,
         "spacing_mm": image.spacing_mm,
         "targets": targets,
+        "acquisition": [tags for channels in acquisitions for tags in channels],
     }
 
 
@@ -86,7 +90,7 @@ def _noted(volume: Volume) -> Volume:
 def _check_same_grid(volume: Volume, image: Volume, path: Path, image_path: Path) -> None:
     shape, wanted = volume.voxels.shape[-3:], image.voxels.shape[-3:]
     if shape != wanted:
-        what = f"shape {_by(shape)} differs from {_by(wanted)} of {image_path.name}"
+        what = f"shape {by(shape)} differs from {by(wanted)} of {image_path.name}"
         raise InputError(what, where=path, fix="resample it onto that image's grid")
     apart = corner_distance_mm(volume.affine, image.affine, shape)
     if apart > AFFINE_TOLERANCE_MM:
@@ -119,7 +123,3 @@ def parse_value(raw: str | float, name: str, task: TaskConfig, *, where: str | P
 def _target(raw: str | float, name: str, task: TaskConfig, subject_id: str) -> int | float:
     value = parse_value(raw, name, task, where=subject_id)
     return value if isinstance(value, float) else task.classes.index(value)
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
