@@ -2,7 +2,7 @@
 
 In: the header of an input file.  Out: the same s-form, q-form, codes, voxel sizes, units and NIfTI version over other voxels.
 A header has two forms, which may disagree and may be in metres. An affine alone would keep the one that counts for us; programs
-that believe the other would then lay the prediction beside its image. Numbers only: no free text (which can name a patient) is kept.
+that believe the other would then lay the prediction beside its image. Numbers only: free text, which can name a patient, stays.
 Source: nifti1.h (2003), "3D image (volume) orientation and location in space".
 """
 

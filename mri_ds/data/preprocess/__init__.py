@@ -1,7 +1,7 @@
 """From a subject as it was stored to what the network is shown, and back: orientation, grid, intensities, foreground.
 
-`to_canonical` when a subject is sharded or read for prediction, `prepare` when it is shown; `scores_to_labels` and `to_input_grid`
-undo them, in reverse order.
+`to_canonical` when a subject is sharded or read for prediction, `prepare` when it is shown; `scores_to_labels` and then
+`to_input_grid` lead back.
 """
 
 from mri_ds.data.preprocess.foreground import foreground_box

@@ -6,7 +6,7 @@ Source: Tustison et al. 2010, "N4ITK: improved N3 bias correction".
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,15 @@ SPLINE_MM = 25.0  # no finer than this may it bend, or it would take anatomy for
 ITERATIONS, MAX_LEVELS = 50, 4  # per level; each has twice the spline patches of the last, the first has one
 
 
-def correct_bias(image: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+def correct_bias(image: np.ndarray, spacing_mm: Iterable[float]) -> np.ndarray:
     """(C, D, H, W) -> float32 of the same shape, each channel divided by its own smooth field; the same input, the same result.
 
-    The field is fitted inside the foreground: voxels above Otsu's threshold, or those that are not zero in a masked scan. It is of
-    geometric mean 1 there, so that intensities keep their scale. A channel without positive voxels is returned as it is.
+    The field is fitted inside the foreground: voxels above Otsu's threshold, or over zero in a masked scan. Its geometric mean
+    there is 1, so that intensities keep their scale. A channel without positive voxels is returned as it is.
     Seconds for a head of 1 mm on one core. Raises InputError where SimpleITK is not installed.
     """
-    sitk = _simpleitk()
-    return np.stack([_correct(sitk, channel, spacing_mm) for channel in image])
+    sitk, edges_mm = _simpleitk(), [float(mm) for mm in spacing_mm]
+    return np.stack([_correct(sitk, channel, edges_mm) for channel in image])
 
 
 def _correct(sitk: Any, channel: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
@@ -55,7 +55,7 @@ def _num_levels(shape: Sequence[int], spacing_mm: Sequence[float]) -> int:
 def _as_sitk(sitk: Any, voxels: np.ndarray, spacing_mm: Sequence[float]) -> Any:
     """SimpleITK counts axes from the last; direction does not matter to the fit."""
     image = sitk.GetImageFromArray(voxels)
-    image.SetSpacing([float(mm) for mm in reversed(list(spacing_mm))])
+    image.SetSpacing(spacing_mm[::-1])
     return image
 
 

@@ -6,7 +6,7 @@ seen by the network, and its voxels are background in a prediction.
 Source: Otsu 1979, "A threshold selection method from gray-level histograms".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -21,18 +21,19 @@ NUM_BINS = 256
 ROUNDING = 1e-6  # voxels: 2 mm over 0.9999999999 mm are two of them
 
 
-def foreground_box(image: np.ndarray, spacing_mm: Sequence[float], margin_mm: float) -> Box:
+def foreground_box(image: np.ndarray, spacing_mm: Iterable[float], margin_mm: float) -> Box:
     """The smallest box around what is foreground in any channel of (C, D, H, W), and `margin_mm` more on every side.
 
     Foreground of a channel with a background of zeros (a tenth of its voxels or more): every other voxel, exactly. Of any other:
     blocks of about 4 mm with a mean above Otsu's threshold, in connected parts of at least 1 % of the largest. Where nothing is
     found, the whole volume.
     """
-    lows, highs = zip(*(_extent(channel, spacing_mm) for channel in image))
+    edges_mm = np.array(list(spacing_mm), dtype=float)
+    lows, highs = zip(*(_extent(channel, edges_mm) for channel in image))
     low, high = np.min(lows, axis=0), np.max(highs, axis=0)
     if (low >= high).any():
         low, high = np.zeros(3), np.array(image.shape[1:])
-    margin = np.ceil(margin_mm / np.asarray(spacing_mm, dtype=float) - ROUNDING)
+    margin = np.ceil(margin_mm / edges_mm - ROUNDING)
     low, high = np.maximum(low - margin, 0), np.minimum(high + margin, image.shape[1:])
     d, h, w = (slice(int(a), int(b)) for a, b in zip(low, high))
     return d, h, w
@@ -66,11 +67,11 @@ def otsu_threshold(values: np.ndarray, num_bins: int = NUM_BINS) -> float:
     return float(edges[1 + between.argmax()])
 
 
-def _extent(channel: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _extent(channel: np.ndarray, edges_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First voxel of the foreground and the one after its last, per axis; (shape, 0) where there is none."""
     if has_zero_background(channel):
         return _bounds(channel != 0, np.ones(3, dtype=np.int64), channel.shape)
-    step = np.maximum(1, np.round(BLOCK_MM / np.asarray(spacing_mm, dtype=float))).astype(np.int64)
+    step = np.maximum(1, np.round(BLOCK_MM / edges_mm)).astype(np.int64)
     step = np.minimum(step, channel.shape)
     blocks = _block_means(channel, step)
     range_ = measure(blocks)  # clipped to its percentiles: one bright vessel must not stretch the histogram

@@ -2,8 +2,8 @@
 
 Axes: C channel, D H W voxels; lengths in mm.
 Images are interpolated by cubic B-splines, labels class by class and linearly. Thick slices are dealt with apart, as nnU-Net does
-(Isensee et al. 2021, supplementary note 2): where one axis's voxels are over three times as long as the shortest, before or after,
-what lies between two slices is unknown, and the nearest slice is shown instead of a blend.
+(Isensee et al. 2021, supplementary note 2): where voxels are over three times as long along one axis as along the shortest,
+before or after, what lies between two slices is unknown, and the nearest slice is shown instead of a blend.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,14 +30,15 @@ def to_grid(sample: Sample, spacing_mm: Sequence[float]) -> Sample:
     old = sample["image"].shape[1:]
     new = grid_shape(old, sample["spacing_mm"], spacing_mm)
     affine = sample["affine"] @ _step(old, new)
-    orders = axis_orders(sample["spacing_mm"], spacing_mm, CUBIC), axis_orders(sample["spacing_mm"], spacing_mm, LINEAR)
+    old_mm = sample["spacing_mm"].tolist()
+    smooth, labelled = axis_orders(old_mm, spacing_mm, CUBIC), axis_orders(old_mm, spacing_mm, LINEAR)
     targets = {  # before the image, so that their scratch space and its are not needed at once
-        name: resample_labels(target, new, orders[1]) if isinstance(target, np.ndarray) else target
+        name: resample_labels(target, new, labelled) if isinstance(target, np.ndarray) else target
         for name, target in sample["targets"].items()
     }
     return Sample(
         subject_id=sample["subject_id"],
-        image=_resample_image(sample["image"], new, orders[0]),
+        image=_resample_image(sample["image"], new, smooth),
         affine=affine,
         spacing_mm=spacing_of(affine),
         targets=targets,

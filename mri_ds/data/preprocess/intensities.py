@@ -63,7 +63,7 @@ def border_minimum(image: np.ndarray) -> float:
 def has_zero_background(channel: np.ndarray) -> bool:
     """Whether at least a tenth of the voxels, but not all, are exactly zero: what a skull-stripped or masked scan looks like."""
     zeros = channel.size - np.count_nonzero(channel)
-    return MIN_ZERO_SHARE * channel.size <= zeros < channel.size
+    return bool(MIN_ZERO_SHARE * channel.size <= zeros < channel.size)
 
 
 def _finite(channel: np.ndarray) -> np.ndarray:

@@ -104,7 +104,7 @@ def axis_weights(n: int, m: int, order: int) -> Tensor:
 def _along(volume: Tensor, weights: Tensor, axis: int) -> Tensor:
     """One axis of (D, H, W). Plain matrix products on views: no transposed copy of the volume is made."""
     d, h, w = volume.shape
-    m, n = weights.shape
+    m = weights.shape[0]
     if axis == 0:
         return (weights @ volume.reshape(d, h * w)).view(m, h, w)
     if axis == 2:
