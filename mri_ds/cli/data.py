@@ -38,10 +38,15 @@ def shard(
     out: Annotated[Path, typer.Option("--out", help="Folder to write the tars and manifest.json into.")] = Path("shards"),
     folds: Annotated[int, typer.Option("--folds", min=2, help="Parts that the subjects are dealt into.")] = 5,
     fold: Annotated[int, typer.Option("--fold", min=0, help="Which part is held out as `test`.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable subjects out instead of stopping.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a subject that cannot be used, instead of skipping it.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes. Default: the cores that pay.")] = None,
     json: Json = False,
 ) -> None:
     """Check a dataset and write it as WebDataset tars, split into train and test by subject.
+
+    A call that was stopped goes on where it was when it is made again. Subjects that cannot be used are listed and left out.
 
     Example: `mri-ds shard Task04_Hippocampus --out shards --folds 5 --fold 0`
     """
@@ -53,7 +58,7 @@ def shard(
     dataset = find_dataset(source)
     console.output_folder(out)
     with console.stdout_for_result(), console.progress("shard") as report:
-        manifest = write_shards(dataset, out, num_folds=folds, fold=fold, skip_bad=skip_bad, progress=report)
+        manifest = write_shards(dataset, out, num_folds=folds, fold=fold, strict=strict, num_workers=workers, progress=report)
     if json:
         console.print_json(manifest.model_dump(mode="json"))
         return
