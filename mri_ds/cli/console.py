@@ -54,10 +54,18 @@ def progress(label: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    rate = _Rate()
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        bar = bars.add_task(label, total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
+        bar = bars.add_task(label, total=None, rate="")
+        yield lambda done, total: bars.update(bar, completed=done, total=total, rate=rate.text(done))
 
 
 def output_folder(path: Path) -> Path:
@@ -70,16 +78,33 @@ def output_folder(path: Path) -> Path:
 
 
 def _plain_lines(label: str) -> Progress:
-    last = time.monotonic()
+    last, rate = time.monotonic(), _Rate()
 
     def report(done: int, total: int) -> None:
         nonlocal last
-        now = time.monotonic()
+        now, speed = time.monotonic(), rate.text(done, total)
         if done == total or now - last >= PLAIN_LINE_EVERY_S:
             last = now
-            print(f"{label}: {done}/{total}", file=sys.stderr, flush=True)
+            print(f"{label}: {done}/{total}" + (f", {speed}" if speed else ""), file=sys.stderr, flush=True)
 
     return report
+
+
+class _Rate:
+    """How fast it goes, counted from the first report: what was done before this call does not flatter it."""
+
+    def __init__(self) -> None:
+        self.first: tuple[float, int] | None = None
+
+    def text(self, done: int, total: int = 0) -> str:
+        """ "3.4/s", and with a total "3.4/s, 58 s left"; "" while nobody can tell."""
+        now = time.monotonic()
+        self.first = self.first or (now, done)
+        started, before = self.first
+        if done == before or now == started:
+            return ""
+        rate = (done - before) / (now - started)
+        return f"{rate:.3g}/s" + (f", {(total - done) / rate:.0f} s left" if total > done else "")
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Commands that make the data: `synthesize` (NIfTI subjects out of nothing) and `shard` (a dataset -> WebDataset tars)."""
+"""Commands that make the data: `synthesize` (NIfTI subjects out of nothing), `shard` (a dataset -> WebDataset tars) and `lint`
+(what is wrong with them)."""
 
 from pathlib import Path
 from typing import Annotated
@@ -68,3 +69,29 @@ def shard(
         print(f"not used: {line}")
     for line in manifest.skipped:
         print(f"skipped {line}")
+
+
+def lint(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of shards.")],
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes. Default: one per core.")] = None,
+    json: Json = False,
+) -> None:
+    """Check shards: checksums, index, geometry, labels, leakage between splits, balance, outliers. Exit code 2 on errors.
+
+    Example: `mri-ds lint shards`
+    """
+    from mri_ds.data.lint import lint as run_lint
+
+    with console.stdout_for_result(), console.progress("lint") as report:
+        result = run_lint(folder, num_workers=workers, progress=report)
+    if json:
+        console.print_json(result.as_dict())
+    else:
+        for finding in result.findings:
+            print(finding)
+    num_bad = len(result.findings) if strict else result.num_errors
+    if num_bad:
+        raise InputError(f"{num_bad} findings", where=folder, fix="mend the source and shard it again")
+    if not json:
+        print(f"{', '.join(f'{count} {split}' for split, count in result.num_samples.items())} subjects: no error")

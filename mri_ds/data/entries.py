@@ -35,6 +35,7 @@ class ShardEntry(BaseModel):
     members: dict[str, tuple[Count, Count]]
     checksums: dict[str, int] = {}  # CRC-32 of each member; a scan does not know them
     values: dict[str, int | float] = {}
+    site: str = ""
     tasks: list[str] = []  # that this subject has a label for
 
 
@@ -101,4 +102,12 @@ def read_meta(read_at: ReadAt, shard: Path, key: str, members: Mapping[str, Plac
 def _entry(meta: SampleMeta, key: str, members: dict[str, Place]) -> ShardEntry:
     maps = [task for name in members if (task := task_of(name)) is not None]
     tasks = sorted([*maps, *meta.values])
-    return ShardEntry(key=key, subject_id=meta.subject_id, shape=meta.shape, members=members, values=meta.values, tasks=tasks)
+    return ShardEntry(
+        key=key,
+        subject_id=meta.subject_id,
+        shape=meta.shape,
+        members=members,
+        values=meta.values,
+        site=meta.site,
+        tasks=tasks,
+    )

@@ -12,7 +12,7 @@ MAX_FOREGROUND = 4096  # voxels per class that a crop may be centred on
 
 
 def foreground_voxels(label: np.ndarray) -> list[np.ndarray]:
-    """For each class but 0 that occurs, at most MAX_FOREGROUND of its voxels, evenly spread in memory order; each (n, 3) int32."""
+    """For each class but 0 that occurs, at most MAX_FOREGROUND of its voxels, evenly spread in memory order: (n, 3) int32."""
     places = foreground_places(label)
     return places_to_voxels(places, label.shape)
 

@@ -73,6 +73,10 @@ class ShardDataset:
         """Class index or regression target of sample `index`, or None."""
         return self._entries[index][1].values.get(task)
 
+    def site(self, index: int) -> str | None:
+        """The study's code of where sample `index` was scanned, or None."""
+        return self._entries[index][1].site or None
+
     def shape(self, index: int) -> tuple[int, int, int, int]:
         """C D H W of sample `index` on its stored grid."""
         return self._entries[index][1].shape

@@ -2,8 +2,8 @@
 
 Axes: C channel, D H W voxels of the native grid in canonical (RAS+) orientation; lengths in mm.
 In: a Sample.  Out: {"image.chunks", for each label map "<task>.chunks" and "<task>.places" (where its classes are), "meta.json"
-for all the rest}, each prefixed with "KEY." in the tar. KEY is the subject id, escaped, because webdataset ends a key at the first
-dot of a name; task names are escaped too, because it lower-cases what follows the key.
+for all the rest}, each prefixed with "KEY." in the tar. KEY is the subject id, escaped, because webdataset ends a key at the
+first dot of a name; task names are escaped too, because it lower-cases what follows the key.
 """
 
 import json
@@ -48,11 +48,12 @@ class SampleMeta(BaseModel):
     intensity: list[ChannelIntensity]  # one per channel
     label_voxels: dict[str, list[int]] = {}  # per label map the number of voxels of each value from 0 on
     values: dict[str, int | float] = {}
+    site: str = Field(default="", max_length=MAX_TAG_LETTERS)
     acquisition: list[Tags] = []  # one per channel, or none at all
     source_sha256: list[str] = []
 
 
-def encode_sample(sample: Sample, *, source_sha256: Sequence[str] = ()) -> dict[str, bytes]:
+def encode_sample(sample: Sample, *, source_sha256: Sequence[str] = (), site: str = "") -> dict[str, bytes]:
     """Sample -> {member name without its key: bytes}; the same bytes for the same sample."""
     image = as_stored(sample["image"])
     maps = {task: label for task, label in sample["targets"].items() if isinstance(label, np.ndarray)}
@@ -66,6 +67,7 @@ def encode_sample(sample: Sample, *, source_sha256: Sequence[str] = ()) -> dict[
         "intensity": [describe(channel).model_dump() for channel in image],
         "label_voxels": {task: np.bincount(label.ravel()).tolist() for task, label in maps.items()},
         "values": {task: value for task, value in sample["targets"].items() if task not in maps},
+        "site": site[:MAX_TAG_LETTERS],
         "acquisition": [_checked(tags) for tags in sample.get("acquisition", [])],
         "source_sha256": list(source_sha256),
     }

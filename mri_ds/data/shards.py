@@ -4,43 +4,35 @@ In: a Dataset (files).  Out: train-000000.tar ..., test-000000.tar ..., an index
 Only the study's own pseudonym of a subject is stored: no path, no file name, no header text. The same data give the same bytes,
 whatever the number of processes, and whether or not the call was killed on the way and made again.
 This is the door to the format. Behind it, from small to large: `codec` a block of voxels, `chunks` an array, `members` a sample,
-`tars` a shard, `entries` its index, `index` a split to read from, `staging` the folder while it is written.
+`tars` a shard, `entries` its index, `packing` a split to write, `index` a split to read, `staging` the folder meanwhile.
 """
 
 import functools
-import hashlib
-import json
-import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zstandard
 
-from mri_ds import __version__
 from mri_ds.config import TaskConfig
 from mri_ds.data.chunks import decode_array
-from mri_ds.data.entries import write_index
 from mri_ds.data.fingerprint import Summary, fingerprint, sketch
 from mri_ds.data.index import ShardDataset
 from mri_ds.data.intensity import body
 from mri_ds.data.layouts import Dataset, SubjectFiles, load_subject
 from mri_ds.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, Split, read_manifest, with_statistics, write_manifest
 from mri_ds.data.members import PLACES, VOXELS, encode_sample, key_of
+from mri_ds.data.packing import EncodedSubject, ShardWriter, num_done, pack, recipe_of
 from mri_ds.data.preprocess import to_canonical
 from mri_ds.data.processes import in_order, num_cores
 from mri_ds.data.splits import assign_folds
-from mri_ds.data.staging import Finished, Journal, Recipe, publish, staging
-from mri_ds.data.tars import MAX_SHARD_BYTES, TarWriter, file_sha256
+from mri_ds.data.staging import Finished, Journal, publish, staging
+from mri_ds.data.tars import file_sha256
 from mri_ds.errors import InputError
 from mri_ds.sample import Sample
 
-__all__ = ["Manifest", "ShardDataset", "decoder", "read_manifest", "write_shards"]
+__all__ = ["EncodedSubject", "Manifest", "ShardDataset", "ShardWriter", "decoder", "read_manifest", "write_shards"]
 
-MIN_SHARDS = 4  # per split, where there are as many subjects, so that several readers have one each
 BYTES_PER_WORKER = 32 * 2**20  # of source files that are worth starting one more process
 Progress = Callable[[int, int], None]
 
@@ -65,13 +57,13 @@ def write_shards(
     splits = split_subjects(dataset, num_folds=num_folds, fold=fold)
     with staging(Path(out)) as folder:
         journal = Journal(folder)
-        recipes = {name: _recipe(dataset, part) for name, part in splits.items()}
+        recipes = {name: recipe_of(dataset, part) for name, part in splits.items()}
         finished = journal.take_over(recipes)
-        to_do = [subject for name, part in splits.items() for subject in part[_num_done(finished[name]) :]]
+        to_do = [subject for name, part in splits.items() for subject in part[num_done(finished[name]) :]]
         report = _counter(progress, sum(map(len, splits.values())) - len(to_do), len(to_do))
         with closing(_encode_all(to_do, dataset, num_workers or _affordable_workers(to_do), report)) as results:
             for name, part in splits.items():
-                for line in _write_split(folder, name, part, finished[name], results, recipe=recipes[name], strict=strict):
+                for line in pack(folder, name, part, finished[name], results, recipe=recipes[name], strict=strict):
                     journal.append(line)
                     finished[name].append(line)
         manifest = _manifest(dataset, finished, num_folds=num_folds, fold=fold)
@@ -102,15 +94,6 @@ def split_subjects(dataset: Dataset, *, num_folds: int, fold: int) -> dict[str, 
 # ---- one subject: files -> bytes (in a worker process) -------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class EncodedSubject:
-    """One subject, ready to be appended to a tar."""
-
-    key: str
-    members: Mapping[str, bytes]
-    summary: Summary
-
-
 def encode_subject(files: SubjectFiles, tasks: dict[str, TaskConfig], num_channels: int) -> EncodedSubject | InputError:
     """Reads one subject, turns it to canonical orientation, encodes it. Bad input is returned, for the caller to judge."""
     try:
@@ -121,7 +104,7 @@ def encode_subject(files: SubjectFiles, tasks: dict[str, TaskConfig], num_channe
         sample = to_canonical(loaded)
         if "acquisition" in loaded:
             sample["acquisition"] = loaded["acquisition"]
-        members = encode_sample(sample, source_sha256=[_sha256(path) for path in files.images])
+        members = encode_sample(sample, source_sha256=[_sha256(path) for path in files.images], site=files.site)
     except InputError as err:
         return err
     except OSError as err:  # a file that went while it was read
@@ -184,135 +167,6 @@ def _counter(progress: Progress | None, done: int, to_do: int) -> Callable[[], N
     if progress and done:
         progress(done, total)
     return report
-
-
-# ---- one split: bytes -> tars --------------------------------------------------------------------------------------
-
-
-def _write_split(
-    folder: Path,
-    split: str,
-    subjects: list[SubjectFiles],
-    finished: Sequence[Finished],
-    results: Iterator[EncodedSubject | InputError],
-    *,
-    recipe: Recipe,
-    strict: bool,
-) -> Iterator[Finished]:
-    """Yields each shard once it is whole, going on behind those that are finished.
-
-    A new one starts at every quarter of the split and wherever one would grow too large. Skipped subjects count to the shard
-    that is open when they come, or that is opened next.
-    """
-    starts = np.array([block[0] for block in np.array_split(np.arange(len(subjects)), min(MIN_SHARDS, len(subjects)))])
-    first, writer = _num_done(finished), ShardWriter(folder, split, len(finished))
-    opened_at, summaries, skipped = first, list[Summary](), list[str]()
-
-    def close(last: int) -> Finished:
-        return Finished(
-            split=split,
-            **writer.close(),
-            recipe=recipe(first, last),
-            num_subjects=last - first,
-            summaries=summaries,
-            skipped=skipped,
-        )
-
-    try:
-        for i, result in zip(range(first, len(subjects)), results):
-            if not isinstance(result, EncodedSubject):
-                if strict:
-                    raise result
-                skipped.append(f"{subjects[i].subject_id}: {_without_paths(str(result), subjects[i])}")
-                continue
-            if summaries and (((starts > opened_at) & (starts <= i)).any() or not writer.has_room(result)):
-                yield close(i)
-                first, summaries, skipped = i, [], []
-            if not summaries:
-                opened_at = i
-            writer.add(result)
-            summaries.append(result.summary)
-        if summaries:
-            yield close(len(subjects))
-    finally:
-        writer.discard()
-
-
-class ShardWriter:
-    """Appends subjects to PREFIX-000000.tar, PREFIX-000001.tar, ... in a folder; an index follows each when it is closed."""
-
-    def __init__(self, folder: Path, prefix: str, number: int = 0) -> None:
-        self.folder, self.prefix, self.number = folder, prefix, number
-        self.names: list[str] = []
-        self._tar: TarWriter | None = None
-
-    def has_room(self, subject: EncodedSubject) -> bool:
-        """Whether the current shard may take this subject; an empty one takes any."""
-        size = sum(len(data) for data in subject.members.values())
-        return self._tar is None or self._tar.num_bytes + size <= MAX_SHARD_BYTES
-
-    def add(self, subject: EncodedSubject) -> None:
-        if self._tar is None:
-            self.names.append(f"{self.prefix}-{self.number:06d}.tar")
-            self.number += 1
-            self._tar = TarWriter(self.folder / self.names[-1])
-        self._tar.add(subject)
-
-    def close(self) -> dict[str, str]:
-        """Ends the current shard, if there is one; the next subject starts a new one. Its name and the digests of its files."""
-        if self._tar is None:
-            return {}
-        shard, self._tar = self._tar.close(), None
-        index = write_index(shard)
-        return {"name": shard.path.name, "sha256": shard.sha256, "index_sha256": file_sha256(index)}
-
-    def discard(self) -> None:
-        """Removes the current shard."""
-        if self._tar is not None:
-            self._tar.discard()
-            self._tar = None
-
-
-def _recipe(dataset: Dataset, subjects: list[SubjectFiles]) -> Recipe:
-    """What a shard's bytes depend on: versions, tasks, the names in its split, its subjects' files, and the next subject's,
-    whose size may have ended it. Files are told apart by path, size and time of change, as `make` does."""
-    names = [subject.subject_id for subject in subjects]
-    plan = [FORMAT_VERSION, __version__, zstandard.__version__, np.__version__, MAX_SHARD_BYTES, MIN_SHARDS, names]
-    plan += [dataset.channels, {name: task.model_dump() for name, task in dataset.tasks.items()}]
-
-    def recipe(first: int, last: int) -> str:
-        used = [_fingerprint_of_files(subject) for subject in subjects[first : last + 1]]
-        return hashlib.sha256(json.dumps([plan, used], sort_keys=True).encode()).hexdigest()
-
-    return recipe
-
-
-def _fingerprint_of_files(subject: SubjectFiles) -> list[Any]:
-    paths = [*subject.images, *(subject.labels[task] for task in sorted(subject.labels))]
-    inside = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    states = [(str(file), stat.st_size, stat.st_mtime_ns) if (stat := _stat(file)) else (str(file),) for file in inside]
-    return [subject.subject_id, states, sorted(subject.labels), subject.values]
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
-        return None
-
-
-def _num_done(finished: Sequence[Finished]) -> int:
-    return sum(line.num_subjects for line in finished)
-
-
-def _without_paths(text: str, subject: SubjectFiles) -> str:
-    """A reason without the names of files and folders, in which patients are named."""
-    paths = [*subject.images, *subject.labels.values()]
-    for path in paths:
-        text = text.replace(str(path), "its file").replace(path.name, "its file")
-    for folder in sorted({str(folder) for path in paths for folder in path.parents} - {"/", "."}, key=len, reverse=True):
-        text = text.replace(folder, "its folder")
-    return text
 
 
 # ---- all splits ----------------------------------------------------------------------------------------------------
