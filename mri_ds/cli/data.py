@@ -58,7 +58,7 @@ def shard(
 
     dataset = find_dataset(source)
     console.output_folder(out)
-    with console.stdout_for_result(), console.progress("shard") as report:
+    with console.stdout_for_result(), console.progress("shard", unit="volumes") as report:
         manifest = write_shards(dataset, out, num_folds=folds, fold=fold, strict=strict, num_workers=workers, progress=report)
     if json:
         console.print_json(manifest.model_dump(mode="json"))
@@ -83,7 +83,7 @@ def lint(
     """
     from mri_ds.data.lint import lint as run_lint
 
-    with console.stdout_for_result(), console.progress("lint") as report:
+    with console.stdout_for_result(), console.progress("lint", unit="shards") as report:
         result = run_lint(folder, num_workers=workers, progress=report)
     if json:
         console.print_json(result.as_dict())

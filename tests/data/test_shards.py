@@ -80,13 +80,13 @@ def test_the_folder_holds_what_the_format_says(make_dataset, tmp_path):
     assert [info.name for info in infos] == sorted(info.name for info in infos)
     assert {(info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode) for info in infos} == {(0, 0, 0, "", "", 0o644)}
     key = infos[0].name.split(".")[0]
-    assert [info.name for info in infos] == [f"{key}.{m}" for m in ("image.npy.zst", "meta.json", "tissue.npy.zst")]
+    assert [info.name for info in infos] == [f"{key}.{m}" for m in ("image.chunks", "meta.json", "tissue.chunks")]
 
 
 def test_tar_lists_them(make_dataset, tmp_path):
     write_shards(make_dataset(4), tmp_path / "out", num_folds=2)
     listing = subprocess.run(["tar", "tf", str(tmp_path / "out/train-000000.tar")], capture_output=True, text=True, check=True)
-    assert listing.stdout.split()[0].endswith(".image.npy.zst") and listing.stderr == ""
+    assert listing.stdout.split()[0].endswith(".image.chunks") and listing.stderr == ""
 
 
 def test_subjects_come_back_in_canonical_orientation(make_dataset, tmp_path):
@@ -149,8 +149,8 @@ def test_webdataset_iterates_and_decodes_them(make_dataset, tmp_path):
         assert item["meta.json"]["subject_id"] == sample["subject_id"] and item["__key__"] == sample["subject_id"].replace(
             ".", "%2E"
         )
-        assert np.array_equal(item["image.npy.zst"], sample["image"]) and item["image.npy.zst"].dtype == np.int16
-        assert np.array_equal(item["tissue.npy.zst"], sample["targets"]["tissue"])
+        assert np.array_equal(item["image.chunks"], sample["image"]) and item["image.chunks"].dtype == np.int16
+        assert np.array_equal(item["tissue.chunks"], sample["targets"]["tissue"])
 
 
 def test_nothing_that_names_a_person_or_a_place_is_stored(make_dataset, tmp_path):
