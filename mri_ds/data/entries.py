@@ -14,10 +14,11 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from mri_ds.data.chunks import ReadAt
+from mri_ds.data.codec import checksum
 from mri_ds.data.manifest import FORMAT_VERSION, check_format_version
 from mri_ds.data.members import FIX, IMAGE, META, SampleMeta, decode_meta, task_of
 from mri_ds.data.tars import ClosedShard, Place, member_reader, open_tar, scan
-from mri_ds.errors import InputError
+from mri_ds.errors import CorruptError, InputError
 
 MAX_META_BYTES = 2**20
 MAX_INDEX_BYTES = 2**28
@@ -87,8 +88,10 @@ def scan_shard(shard: Path) -> list[ShardEntry]:
         return [_entry(read_meta(read_at, shard, key, members), key, members) for key, members in places.items()]
 
 
-def read_meta(read_at: ReadAt, shard: Path, key: str, members: Mapping[str, Place]) -> SampleMeta:
-    """The meta.json of one sample of an open tar."""
+def read_meta(
+    read_at: ReadAt, shard: Path, key: str, members: Mapping[str, Place], checksums: Mapping[str, int] = {}
+) -> SampleMeta:
+    """The meta.json of one sample of an open tar, held against its checksum where that is known."""
     for needed in (META, IMAGE):
         if needed not in members:
             raise InputError(f"sample {key} has no {needed}", where=shard, fix=FIX)
@@ -96,6 +99,8 @@ def read_meta(read_at: ReadAt, shard: Path, key: str, members: Mapping[str, Plac
     if size > MAX_META_BYTES:
         raise InputError(f"{key}.{META} has {size} bytes", where=shard, fix=f"keep it under {MAX_META_BYTES}")
     data = member_reader(read_at, f"{key}.{META}", members[META], where=str(shard))(0, size)
+    if META in checksums and checksum(data) != checksums[META]:
+        raise CorruptError("fails its checksum", where=f"{shard}: {key}.{META}", fix=FIX)
     return decode_meta(data, where=f"{shard}: {key}")
 
 

@@ -164,8 +164,8 @@ class ShardDataset:
         shard, entry = self._entries[index]
 
         def load() -> SampleMeta:
-            meta = read_meta(read_at, shard, entry.key, entry.members)
-            if (meta.subject_id, meta.shape) != (entry.subject_id, entry.shape):
+            meta = read_meta(read_at, shard, entry.key, entry.members, entry.checksums)
+            if (meta.subject_id, meta.shape, meta.values) != (entry.subject_id, entry.shape, entry.values):
                 raise InputError(
                     f"sample {entry.key} is not the one its index tells of", where=shard, fix="delete its index file"
                 )

@@ -34,9 +34,9 @@ def test_shuffling_pays_on_noisy_whole_numbers():
         (COMPRESSOR.compress(bytes(2**20)), "frame of 1048576 bytes"),
         (b"\x28\xb5\x2f\xfd\xe0" + (2**40).to_bytes(8, "little") + bytes(8), "frame of 1099511627776 bytes"),
         (zstandard.ZstdCompressor(write_content_size=False).compress(bytes(16)), "where 16 belong"),
-        (COMPRESSOR.compress(bytes(16)) + b"more", ""),
-        (b"GIF89a", ""),
-        (b"", ""),
+        (COMPRESSOR.compress(bytes(16)) + b"more", "extra|unused"),
+        (b"GIF89a", "content size"),
+        (b"", "content size"),
     ],
 )
 def test_what_is_not_one_frame_of_that_size_is_refused(frame, message):

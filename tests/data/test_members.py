@@ -65,7 +65,7 @@ def test_subjects_that_differ_in_case_or_dots_have_different_keys():
 def test_another_format_version_is_refused(make_sample):
     members = encode_sample(make_sample(1))
     members["meta.json"] = members["meta.json"].replace(b'"format_version": 2', b'"format_version": 9')
-    with pytest.raises(InputError, match=r"tar: k.meta.json: format_version 9 is unknown.*Fix: upgrade mri_ds"):
+    with pytest.raises(InputError, match=r"tar: k.meta.json: format_version 9 is unknown.*Fix: shard the data again"):
         decode_sample(members, where="tar: k")
 
 
