@@ -84,7 +84,9 @@ class Journal:
 
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """out/.writing, on the same disk so that moving is atomic, for this process alone. It stays where the call fails.
+    """out/.writing, on the same disk so that moving is atomic, for this process alone.
+
+    It goes when the call is done, and when it fails before a shard is finished.
 
     Raises InputError where another process writes to `out`, or the disk is full.
     """
@@ -97,7 +99,12 @@ def staging(out: Path) -> Iterator[Path]:
             except BlockingIOError:
                 fix = "wait for it to end, or choose another folder"
                 raise InputError("another `mri-ds shard` is writing here", where=out, fix=fix) from None
-            yield folder
+            try:
+                yield folder
+            except BaseException:
+                if not (folder / JOURNAL).exists():
+                    shutil.rmtree(folder)
+                raise
             shutil.rmtree(folder)
     except OSError as err:
         if err.errno not in FULL:

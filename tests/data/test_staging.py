@@ -78,7 +78,7 @@ def stop_after(monkeypatch, count: int) -> None:
 def test_a_stopped_call_goes_on_where_it_was_and_the_bytes_are_those_of_an_unbroken_one(tmp_path, monkeypatch, encoded):
     dataset, whole, broken = make_dataset(tmp_path / "in", 20), tmp_path / "whole", tmp_path / "broken"
     write_shards(dataset, whole, num_folds=2, num_workers=1)
-    for count in (4, 9, 3):  # ten train subjects in shards of 3, 3, 2, 2
+    for count in (4, 9, 4):  # ten train subjects in shards of 3, 3, 2, 2
         with monkeypatch.context() as patch:
             stop_after(patch, count)
             with pytest.raises(KeyboardInterrupt):
