@@ -58,12 +58,12 @@ class Journal:
             if is_next and line.name == f"{line.split}-{len(kept[line.split]):06d}.tar" and self._is_whole(line):
                 kept[line.split].append(line)
         names = {path.name for lines in kept.values() for line in lines for path in self._files(line)}
+        rewritten = self.path.with_suffix(".new")
+        rewritten.write_text("".join(line.model_dump_json() + "\n" for lines in kept.values() for line in lines))
+        os.replace(rewritten, self.path)  # at no moment is there less in it than stands
         for path in self.folder.iterdir():
-            if path.name not in {*names, LOCK}:
+            if path.name not in {*names, LOCK, JOURNAL}:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for lines in kept.values():
-            for line in lines:
-                self.append(line)
         return kept
 
     def append(self, line: Finished) -> None:
@@ -102,7 +102,7 @@ def staging(out: Path) -> Iterator[Path]:
             try:
                 yield folder
             except BaseException:
-                if not (folder / JOURNAL).exists():
+                if not any(folder.glob("*.tar")):
                     shutil.rmtree(folder)
                 raise
             shutil.rmtree(folder)
