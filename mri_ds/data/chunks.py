@@ -3,7 +3,8 @@
 Axes: C channel, D H W voxels.  In: an array of one to four axes.  Out: bytes; back from them, whole or any box.
     head   48 bytes, little-endian: magic "MRIV", version, code of the dtype, number of axes, shape C D H W, chunk D H W,
            number of bytes that follow the table, CRC-32 of all of head and table but itself
-    table  for each chunk its compressed size and its CRC-32, 4 bytes each: offsets are running sums, so chunks cannot overlap
+    table  for each chunk its compressed size (2^31 more where its bytes are not shuffled) and its CRC-32, 4 bytes each: offsets
+           are running sums, so chunks cannot overlap
     chunks in the order of their place (D, H, W), the channels of one place side by side; at the upper borders they are cut off
 32^3 voxels a chunk: a 128^3 box out of a 512^3 volume touches at most 5^3 of 16^3 chunks, 3 % of the volume.
 Nothing is believed before its checksum, and nothing is allocated before its size is held against the bytes that there are.
@@ -24,6 +25,7 @@ from mri_ds.errors import CorruptError, InputError
 MAGIC, VERSION = b"MRIV", 1
 HEAD = struct.Struct("<4sHBB4I3IQI")
 SIDE = 32
+PLAIN = 2**31  # added to the size of a chunk whose bytes are not shuffled
 MAX_ARRAY_BYTES = 4 * 2**30  # 4 GiB: four channels of 640^3 float32
 FIX = "shard the data again"
 
@@ -40,6 +42,7 @@ class Layout:
     chunk: tuple[int, int, int]
     offsets: np.ndarray  # (num_chunks + 1,) int64, from the start of the member
     checksums: np.ndarray  # (num_chunks,) uint32
+    is_shuffled: np.ndarray  # (num_chunks,) bool
 
     @property
     def shape4(self) -> tuple[int, int, int, int]:
@@ -58,8 +61,10 @@ def encode_array(array: np.ndarray, *, chunk: tuple[int, int, int] = (SIDE, SIDE
     assert array.dtype.name in DTYPES and 1 <= array.ndim <= 4, (array.dtype, array.shape)
     whole = array.reshape((1,) * (4 - array.ndim) + array.shape)
     compressor = zstandard.ZstdCompressor(level=LEVEL)
-    frames = [encode_block(whole[c][box], compressor) for box, c in _places(whole.shape, chunk)]
-    table = np.array([(len(frame), checksum(frame)) for frame in frames], dtype="<u4").tobytes()
+    blocks = [encode_block(whole[c][box], compressor) for box, c in _places(whole.shape, chunk)]
+    frames = [frame for frame, _ in blocks]
+    rows = [(len(frame) | (0 if is_shuffled else PLAIN), checksum(frame)) for frame, is_shuffled in blocks]
+    table = np.array(rows, dtype="<u4").tobytes()
     start = (MAGIC, VERSION, DTYPES.index(array.dtype.name), array.ndim, *whole.shape, *chunk, sum(map(len, frames)))
     head = HEAD.pack(*start, checksum(HEAD.pack(*start, 0) + table))
     return b"".join([head, table, *frames])
@@ -104,10 +109,10 @@ def read_layout(read_at: ReadAt, size: int, *, where: str = "") -> Layout:
     if checksum(bytes(head[:-4]) + bytes(4) + bytes(table)) != crc:
         raise CorruptError("head does not match its checksum", where=where, fix=FIX)
     sizes, checksums = np.frombuffer(table, dtype="<u4").reshape(-1, 2).T
-    offsets = HEAD.size + 8 * num_chunks + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    offsets = HEAD.size + 8 * num_chunks + np.concatenate([[0], np.cumsum(sizes & (PLAIN - 1), dtype=np.int64)])
     if offsets[-1] != size:
         raise CorruptError(f"has chunks up to byte {offsets[-1]} of {size}", where=where, fix=FIX)
-    return Layout(dtype, shape4[4 - ndim :], chunk, offsets, checksums)  # type: ignore[arg-type]
+    return Layout(dtype, shape4[4 - ndim :], chunk, offsets, checksums, sizes < PLAIN)  # type: ignore[arg-type]
 
 
 def read_box(read_at: ReadAt, layout: Layout, start: Sequence[int], shape: Sequence[int], *, where: str = "") -> np.ndarray:
@@ -115,13 +120,13 @@ def read_box(read_at: ReadAt, layout: Layout, start: Sequence[int], shape: Seque
 
     Raises ValueError for a box that is not inside the array, CorruptError where a chunk fails its checksum.
     """
-    extent = layout.shape4[1:]
-    if any(s < 0 or n < 0 or s + n > whole for s, n, whole in zip(start, shape, extent, strict=True)):
-        raise ValueError(f"box of {tuple(shape)} voxels at {tuple(start)} is not inside {extent}")
+    inside = layout.shape4[1:]
+    if any(s < 0 or n < 0 or s + n > whole for s, n, whole in zip(start, shape, inside, strict=True)):
+        raise ValueError(f"box of {tuple(shape)} voxels at {tuple(start)} is not inside {inside}")
     out = np.empty((layout.shape4[0], *shape), dtype=layout.dtype)
     if out.size == 0:
         return out
-    planes = out.view(np.uint8).reshape(*out.shape, layout.dtype.itemsize)
+    voxels = out.view(np.uint8).reshape(*out.shape, layout.dtype.itemsize)
     decompressor = zstandard.ZstdDecompressor()
     for first, last in _runs(layout, start, shape):
         begin = int(layout.offsets[first])
@@ -134,11 +139,15 @@ def read_box(read_at: ReadAt, layout: Layout, start: Sequence[int], shape: Seque
                 raise CorruptError(f"chunk {i} (channel {c}, voxels from {at}) fails its checksum", where=where, fix=FIX)
             source, target = _overlap(box, start, shape)
             try:
-                block = decode_block(frame, tuple(side.stop - side.start for side in box), layout.dtype, decompressor)
+                extent = tuple(side.stop - side.start for side in box)
+                block = decode_block(frame, extent, layout.dtype, bool(layout.is_shuffled[i]), decompressor)
             except ValueError as err:  # its checksum is right: whoever wrote it, wrote this
                 raise InputError(f"chunk {i} cannot be decoded ({err})", where=where, fix=FIX) from None
-            for byte, plane in enumerate(block):
-                planes[c][(*target, byte)] = plane[source]
+            if layout.is_shuffled[i]:
+                for byte in range(layout.dtype.itemsize):  # a plane at a time: each is contiguous in the frame
+                    voxels[c][(*target, byte)] = block[(*source, byte)]
+            else:
+                out[c][target] = block.view(layout.dtype)[..., 0][source]
     return out
 
 

@@ -126,7 +126,7 @@ def _check_sample(members: dict[str, bytes], meta: SampleMeta, manifest: Manifes
 def _check_geometry(meta: SampleMeta, where: str) -> Iterator[Finding]:
     affine = np.array(meta.affine)
     sides = np.linalg.norm(affine[:3, :3], axis=0)
-    if affine[3].tolist() != [0, 0, 0, 1] or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * sides.prod():
+    if affine[3].tolist() != [0, 0, 0, 1] or not abs(np.linalg.det(affine[:3, :3])) > 1e-6 * sides.prod():
         yield Finding("error", "geometry", where, "affine cannot be inverted")
         return
     if np.abs(sides - meta.spacing_mm).max() > SAME_MM:

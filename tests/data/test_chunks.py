@@ -141,7 +141,7 @@ LIES = {
     "an astronomic shape": ({"c": 2**31, "d": 2**31, "h": 2**31, "w": 2**31}, "over the cap"),
     "a large shape": ({"d": 2**14, "h": 2**14, "cd": 2**14, "ch": 2**14}, "frame of 12 bytes where"),
     "many chunks": ({"d": 2**20, "cd": 1}, "states 1048576 chunks"),
-    "a chunk too long": ({"table": struct.pack("<II", 2**31, 0)}, "chunks up to byte"),
+    "a chunk too long": ({"table": struct.pack("<II", 2**30, 0)}, "chunks up to byte"),
     "another dtype": ({"dtype": 0}, "where 24 belong"),
     "more bytes than there are": ({"num_bytes": 2**60}, "states 1 chunks"),
     "no frame": ({"frame": b"no frame"}, "cannot be decoded"),

@@ -14,17 +14,30 @@ COMPRESSOR, DECOMPRESSOR = zstandard.ZstdCompressor(), zstandard.ZstdDecompresso
 
 @settings(max_examples=60, deadline=None)
 @given(arrays(st.sampled_from(DTYPES).map(np.dtype), array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6)))
-def test_the_planes_are_the_bytes_of_the_voxels_low_ones_first(block):
-    planes = decode_block(encode_block(block, COMPRESSOR), block.shape, block.dtype, DECOMPRESSOR)
-    assert len(planes) == block.itemsize and all(plane.shape == block.shape for plane in planes)
-    assert np.stack(planes, axis=-1).tobytes() == block.tobytes()
+def test_every_voxel_has_its_bytes_again(block):
+    frame, is_shuffled = encode_block(block, COMPRESSOR)
+    voxels = decode_block(frame, block.shape, block.dtype, is_shuffled, DECOMPRESSOR)
+    assert voxels.shape == (*block.shape, block.itemsize) and voxels.tobytes() == block.tobytes()
+
+
+def test_the_frame_is_that_of_the_low_bytes_then_the_high_ones():
+    frame, is_shuffled = encode_block(np.array([[[0x0102, 0x0304]]], dtype="<i2"), COMPRESSOR)
+    assert is_shuffled and DECOMPRESSOR.decompress(frame) == bytes([2, 4, 1, 3])
+
+
+def test_floats_are_shuffled_only_where_it_pays():
+    """Sixty levels of a scale factor, as a scanner's whole numbers become: left alone. Continuous ones: shuffled."""
+    rng = np.random.default_rng(0)
+    scaled = (rng.integers(0, 60, (16, 16, 16)) * np.float32(6.64933)).astype(np.float32)
+    continuous = rng.normal(100, 1, (16, 16, 16)).astype(np.float32)
+    assert not encode_block(scaled, COMPRESSOR)[1] and encode_block(continuous, COMPRESSOR)[1]
 
 
 def test_shuffling_pays_on_noisy_whole_numbers():
     """A ramp with noise, as tissue is: the frame is smaller than that of the plain bytes."""
     rng = np.random.default_rng(0)
     block = (np.arange(32)[:, None, None] * 20 + rng.normal(300, 15, (32, 32, 32))).astype(np.int16)
-    assert len(encode_block(block, COMPRESSOR)) < 0.9 * len(COMPRESSOR.compress(block.tobytes()))
+    assert len(encode_block(block, COMPRESSOR)[0]) < 0.9 * len(COMPRESSOR.compress(block.tobytes()))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +54,7 @@ def test_shuffling_pays_on_noisy_whole_numbers():
 )
 def test_what_is_not_one_frame_of_that_size_is_refused(frame, message):
     with pytest.raises(ValueError, match=message):
-        decode_block(frame, (2, 2, 2), np.dtype("int16"), DECOMPRESSOR)
+        decode_block(frame, (2, 2, 2), np.dtype("int16"), True, DECOMPRESSOR)
 
 
 @pytest.mark.parametrize(

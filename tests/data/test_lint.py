@@ -102,7 +102,7 @@ def test_a_subject_in_two_splits_is_leakage_by_id_by_source_and_by_voxels(write_
 
 
 def test_the_same_volume_twice_in_one_split_is_a_warning(write_splits, make_sample):
-    folder = write_splits(train=[*plain(make_sample, [0, 1]), (make_sample(1) | {"subject_id": "twin"}, {})], test=[])
+    folder = write_splits(train=[*plain(make_sample, [0, 1, 2]), (make_sample(1) | {"subject_id": "twin"}, {})], test=[])
     assert findings(folder) == [] and [f.check for f in findings(folder, "warning")] == ["duplicates"]
 
 
@@ -195,16 +195,16 @@ def test_a_tar_without_index_is_sound(write_splits, make_sample):
 
 
 def test_rare_classes_and_sites_are_warned_of(write_splits, make_sample):
-    samples = [make_sample(i) for i in range(30)]
+    samples = [make_sample(i) for i in range(40)]
     for i, sample in enumerate(samples):
-        sample["targets"]["lesion"] = 1 if i == 29 else 0
+        sample["targets"]["lesion"] = 1 if i == 39 else 0
     folder = write_splits(train=[(s, {"site": "B" if i == 5 else "A"}) for i, s in enumerate(samples)], test=[])
     report = lint(folder, num_workers=1)
-    assert report.num_errors == 0 and report.sites == {"train": {"A": 29, "B": 1}}
+    assert report.num_errors == 0 and report.sites == {"train": {"A": 39, "B": 1}}
     assert {f.what for f in report.findings} == {
-        "class 'few' has 1 of 30 subjects",
-        "class 'many' has 0 of 30 subjects",
-        "site 'B' has 1 of 30 subjects",
+        "class 'few' has 1 of 40 subjects",
+        "class 'many' has 0 of 40 subjects",
+        "site 'B' has 1 of 40 subjects",
     }
 
 

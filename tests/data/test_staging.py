@@ -166,7 +166,7 @@ def test_sigkill_in_mid_shard_with_real_processes(tmp_path, monkeypatch):
         before = len(journal(out))
         args = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(tmp_path / "in"), str(out)]
         child = subprocess.Popen(args, start_new_session=True)
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 280
         while len(journal(out)) < before + 2 and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         child.send_signal(signal.SIGKILL)
