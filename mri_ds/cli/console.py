@@ -65,7 +65,7 @@ def progress(label: str, unit: str = "") -> Iterator[Progress]:
     rate = _Rate(unit)
     with Progress(*columns, console=Console(stderr=True)) as bars:
         bar = bars.add_task(label, total=None, rate="")
-        yield lambda done, total: bars.update(bar, completed=done, total=total, rate=rate.text(done))
+        yield lambda done, total: bars.update(bar, completed=done, total=total, rate=rate.text(time.monotonic(), done))
 
 
 def output_folder(path: Path) -> Path:
@@ -82,7 +82,8 @@ def _plain_lines(label: str, unit: str) -> Progress:
 
     def report(done: int, total: int) -> None:
         nonlocal last
-        now, speed = time.monotonic(), rate.text(done, total)
+        now = time.monotonic()
+        speed = rate.text(now, done, total)
         if done == total or now - last >= PLAIN_LINE_EVERY_S:
             last = now
             print(f"{label}: {done}/{total}" + (f", {speed}" if speed else ""), file=sys.stderr, flush=True)
@@ -97,9 +98,8 @@ class _Rate:
         self.unit = f" {unit}" if unit else ""
         self.first: tuple[float, int] | None = None
 
-    def text(self, done: int, total: int = 0) -> str:
+    def text(self, now: float, done: int, total: int = 0) -> str:
         """As "3.4 volumes/s", with a total "3.4 volumes/s, 58 s left"; "" while nobody can tell."""
-        now = time.monotonic()
         self.first = self.first or (now, done)
         started, before = self.first
         if done == before or now == started:

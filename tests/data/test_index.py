@@ -210,7 +210,7 @@ def test_a_crop_is_that_of_the_whole_with_its_place_in_the_world(large, start, s
 
 
 def test_a_crop_reads_its_chunks_and_no_more(large, tmp_path):
-    """As the kernel counts the bytes of all reads of this process. One of 36 chunks (4.3 % of the voxels) of each array, once tables and meta.json are known."""
+    """As the kernel counts reads: one of 36 chunks of each array (4.3 % of it), once tables and meta.json are known."""
     dataset, _ = large
     dataset.read_crop(0, (0, 0, 0), (1, 1, 1))
     before = _bytes_read()
