@@ -26,9 +26,9 @@ def part_volumes_ml(labels: np.ndarray, num_classes: int, voxel_ml: float) -> li
     return [_sizes(labels[box] == k)[1:] * voxel_ml if box else np.zeros(0) for k, box in enumerate(boxes, start=1)]
 
 
-def smallest_part_ml(volumes_ml: Sequence[np.ndarray]) -> float:
+def smallest_part_ml(volumes_ml: Sequence[Sequence[float]]) -> float:
     """The 5th percentile of the parts of one class over the training subjects; 0 when there are none."""
-    parts = np.concatenate(volumes_ml) if volumes_ml else np.zeros(0)
+    parts = np.array([volume for subject in volumes_ml for volume in subject])
     return float(np.percentile(parts, SMALL_PERCENTILE)) if parts.size else 0.0
 
 

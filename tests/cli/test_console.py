@@ -21,12 +21,12 @@ def test_progress_in_a_log_is_a_line_now_and_then_and_one_at_the_end(
 ) -> None:
     now = iter([0.0, 1.0, 6.0, 7.0, 8.0])  # the start, then one reading per report; lines are 5 s apart
     monkeypatch.setattr("time.monotonic", lambda: next(now))
-    with console.progress("shard") as report:
+    with console.progress("shard", unit="volumes") as report:
         for done in (1, 2, 3, 4):
             report(done, 4)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines() == ["shard: 2/4", "shard: 4/4"]
+    assert captured.err.splitlines() == ["shard: 2/4, 0.2 volumes/s, 10 s left", "shard: 4/4, 0.429 volumes/s"]
 
 
 def test_output_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:

@@ -30,7 +30,24 @@ def test_people_read_what_was_written(subjects: Path, tmp_path: Path) -> None:
     result = call("shard", subjects, "--out", tmp_path, "--folds", "3")
     assert result.exit_code == 0, result.output
     assert "4 train, 2 test subjects" in result.stdout
-    assert "shard: 6/6" in result.stderr
+    assert "shard: 6/6, " in result.stderr and " volumes/s" in result.stderr
+
+
+def test_lint_lists_what_is_wrong_and_fails(subjects: Path, tmp_path: Path) -> None:
+    call("shard", subjects, "--out", tmp_path, "--folds", "3")
+    result = call("lint", tmp_path)
+    assert result.exit_code == 0 and result.stdout.splitlines()[-1] == "4 train, 2 test subjects: no error", result.output
+    tar = tmp_path / "train-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 1
+    tar.write_bytes(bytes(data))
+    result = call("lint", tmp_path)
+    assert result.exit_code == 2 and "error: checksum: train-000000.tar" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith(f"error: {tmp_path}: ")
+    result = call("lint", tmp_path, "--json")
+    found = json.loads(result.stdout)
+    assert result.exit_code == 2 and found["num_errors"] == len([f for f in found["findings"] if f["severity"] == "error"]) > 0
+    assert "no shards here" in refusal("lint", tmp_path / "nowhere")
 
 
 def test_a_bad_subject_stops_or_is_skipped(subjects: Path, tmp_path: Path) -> None:
@@ -43,10 +60,11 @@ def test_a_bad_subject_stops_or_is_skipped(subjects: Path, tmp_path: Path) -> No
             target.write_bytes(path.read_bytes())
     broken = sorted((source / "images").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:100])
-    assert broken.name in refusal("shard", source, "--out", tmp_path / "a")
-    result = call("shard", source, "--out", tmp_path / "b", "--skip-bad")
+    assert broken.name in refusal("shard", source, "--out", tmp_path / "a", "--strict", "--workers", "1")
+    result = call("shard", source, "--out", tmp_path / "b")
     assert result.exit_code == 0, result.output
-    assert "skipped" in result.stdout and "5/5" not in result.stdout
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("skipped ")]
+    assert "its file" in line and broken.name not in line
 
 
 def test_no_dataset(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import pytest
 import webdataset
 
 from mri_ds.config import TaskConfig
-from mri_ds.data import shards
+from mri_ds.data import packing, staging
 from mri_ds.data.index import ShardDataset
 from mri_ds.data.layouts import Dataset, SubjectFiles
+from mri_ds.data.processes import in_order
 from mri_ds.data.shards import decoder, read_manifest, write_shards
 from mri_ds.errors import InputError
 
@@ -64,7 +65,7 @@ def write_subject(folder, i: int, *, has_label: bool) -> SubjectFiles:
 
 
 def content(folder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def test_the_folder_holds_what_the_format_says(make_dataset, tmp_path):
@@ -80,13 +81,15 @@ def test_the_folder_holds_what_the_format_says(make_dataset, tmp_path):
     assert [info.name for info in infos] == sorted(info.name for info in infos)
     assert {(info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode) for info in infos} == {(0, 0, 0, "", "", 0o644)}
     key = infos[0].name.split(".")[0]
-    assert [info.name for info in infos] == [f"{key}.{m}" for m in ("image.npy.zst", "meta.json", "tissue.npy.zst")]
+    assert [info.name for info in infos] == [
+        f"{key}.{m}" for m in ("image.chunks", "meta.json", "tissue.chunks", "tissue.places")
+    ]
 
 
 def test_tar_lists_them(make_dataset, tmp_path):
     write_shards(make_dataset(4), tmp_path / "out", num_folds=2)
     listing = subprocess.run(["tar", "tf", str(tmp_path / "out/train-000000.tar")], capture_output=True, text=True, check=True)
-    assert listing.stdout.split()[0].endswith(".image.npy.zst") and listing.stderr == ""
+    assert listing.stdout.split()[0].endswith(".image.chunks") and listing.stderr == ""
 
 
 def test_subjects_come_back_in_canonical_orientation(make_dataset, tmp_path):
@@ -149,14 +152,14 @@ def test_webdataset_iterates_and_decodes_them(make_dataset, tmp_path):
         assert item["meta.json"]["subject_id"] == sample["subject_id"] and item["__key__"] == sample["subject_id"].replace(
             ".", "%2E"
         )
-        assert np.array_equal(item["image.npy.zst"], sample["image"]) and item["image.npy.zst"].dtype == np.int16
-        assert np.array_equal(item["tissue.npy.zst"], sample["targets"]["tissue"])
+        assert np.array_equal(item["image.chunks"], sample["image"]) and item["image.chunks"].dtype == np.int16
+        assert np.array_equal(item["tissue.chunks"], sample["targets"]["tissue"])
 
 
 def test_nothing_that_names_a_person_or_a_place_is_stored(make_dataset, tmp_path):
     dataset = make_dataset(6)
     dataset.subjects[0].images[1].write_bytes(b"")
-    write_shards(dataset, tmp_path / "out", num_folds=2, skip_bad=True)
+    write_shards(dataset, tmp_path / "out", num_folds=2)
     for name, data in content(tmp_path / "out").items():
         for word in (*IDENTITY_WORDS, str(tmp_path).encode()):
             assert word not in data, (name, word)
@@ -170,11 +173,11 @@ def test_the_same_data_give_the_same_bytes_however_many_processes_read_them(make
     dataset = make_dataset(6)
     dataset.subjects[0].images[0].write_bytes(b"")
     alone, pair = tmp_path / "alone", tmp_path / "pair"
-    write_shards(dataset, alone, num_folds=2, skip_bad=True, num_workers=1)
+    write_shards(dataset, alone, num_folds=2, num_workers=1)
     first = content(alone)
-    write_shards(dataset, alone, num_folds=2, skip_bad=True, num_workers=1)
+    write_shards(dataset, alone, num_folds=2, num_workers=1)
     assert content(alone) == first
-    manifest = write_shards(dataset, pair, num_folds=2, skip_bad=True, num_workers=2)
+    manifest = write_shards(dataset, pair, num_folds=2, num_workers=2)
     assert content(pair) == first and len(manifest.skipped) == 1
 
 
@@ -198,7 +201,7 @@ def test_a_failed_call_leaves_the_previous_shards_whole(make_dataset, tmp_path, 
     bad = make_dataset(6)
     bad.subjects[3].images[0].write_bytes(b"\x1f\x8b")
     with pytest.raises(InputError, match=r"sub-02.s_0.nii.gz"):
-        write_shards(bad, out, num_folds=2)
+        write_shards(bad, out, num_folds=2, strict=True)
     assert content(out) == before
 
 
@@ -207,13 +210,13 @@ def test_a_call_killed_while_moving_leaves_no_manifest(make_dataset, tmp_path, m
     out, moved = tmp_path / "out", []
 
     def replace(source, target, move=os.replace):
-        moved.append(target.name)
-        if len(moved) == 3:
+        moved.append(target)
+        if target.parent == out and len([path for path in moved if path.parent == out]) == 3:
             raise KeyboardInterrupt
         move(source, target)
 
     write_shards(make_dataset(6, num_tasks=1), out, num_folds=2)
-    monkeypatch.setattr(shards.os, "replace", replace)
+    monkeypatch.setattr(staging.os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         write_shards(make_dataset(6, num_tasks=1), out, num_folds=2)
     with pytest.raises(InputError, match=r"no shards here"):
@@ -227,9 +230,9 @@ def test_a_bad_subject_stops_or_is_listed(make_dataset, tmp_path):
     dataset = make_dataset(8)
     dataset.subjects[2].images[0].write_bytes(b"")  # subjects stand in reverse order: sub-05.s
     with pytest.raises(InputError, match=r"sub-05.s_0.nii.gz"):
-        write_shards(dataset, tmp_path / "out", num_folds=2)
+        write_shards(dataset, tmp_path / "out", num_folds=2, strict=True)
     assert not (tmp_path / "out" / "manifest.json").exists()
-    manifest = write_shards(dataset, tmp_path / "out", num_folds=2, skip_bad=True)
+    manifest = write_shards(dataset, tmp_path / "out", num_folds=2)
     assert [line.split(":")[0] for line in manifest.skipped] == ["sub-05.s"] and len(manifest.skipped[0]) > 20
     assert sum(split.num_samples for split in manifest.splits.values()) == 7
     stored = [s for split in ("train", "test") for s in ShardDataset(tmp_path / "out", split).subject_ids]
@@ -238,18 +241,18 @@ def test_a_bad_subject_stops_or_is_listed(make_dataset, tmp_path):
 
 def test_a_killed_process_is_reported_and_does_not_hang():
     with pytest.raises(RuntimeError, match="was killed"):
-        list(shards._in_processes(os._exit, [1, 1, 1], 2))
+        list(in_order(os._exit, [1, 1, 1], 2))
 
 
 def test_no_process_outlives_a_killed_parent():
     """The parent prints its workers' ids once both are at work, and is killed."""
     code = """
 import multiprocessing, threading, time
-from mri_ds.data import shards
+from mri_ds.data.processes import in_order
 if __name__ == "__main__":
     tell = lambda: print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     threading.Timer(1.0, tell).start()
-    list(shards._in_processes(time.sleep, [600, 600], 2))
+    list(in_order(time.sleep, [600, 600], 2))
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     workers = [int(pid) for pid in parent.stdout.readline().split()]
@@ -273,7 +276,7 @@ def test_a_subject_with_another_number_of_channels_is_bad(make_dataset, tmp_path
     dataset = make_dataset(6)
     dataset.subjects[0].images.pop()
     with pytest.raises(InputError, match=r"sub-05.s: 1 image channels, the dataset has 2"):
-        write_shards(dataset, tmp_path / "out", num_folds=2)
+        write_shards(dataset, tmp_path / "out", num_folds=2, strict=True)
 
 
 def test_too_few_subjects_for_the_folds_is_one_line(make_dataset, tmp_path):
@@ -294,7 +297,7 @@ def test_progress_counts_every_subject(make_dataset, tmp_path):
 
 
 def test_a_shard_that_grows_too_large_is_followed_by_another(make_dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 1500)  # one subject is about 900 bytes
+    monkeypatch.setattr(packing, "MAX_SHARD_BYTES", 4000)  # one subject is about 3,000 bytes
     manifest = write_shards(make_dataset(16), tmp_path / "out", num_folds=2)
     assert manifest.splits["train"].shards == [f"train-{i:06d}.tar" for i in range(8)]
     assert len(ShardDataset(tmp_path / "out", "train")) == 8
