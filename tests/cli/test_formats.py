@@ -74,7 +74,7 @@ LAYOUTS = {"msd": make_msd, "nnunet": make_nnunet, "bids": make_bids, "folder": 
 TITLES = {"msd": "MSD", "nnunet": "nnU-Net", "bids": "BIDS", "folder": "folder", "csv": "CSV"}
 
 
-@pytest.mark.parametrize(("name", "make"), LAYOUTS.items(), ids=str)
+@pytest.mark.parametrize(("name", "make"), LAYOUTS.items(), ids=LAYOUTS)
 class TestEveryLayout:
     def test_is_recognised_and_lists_orphans(self, tmp_path: Path, name: str, make: Callable[[Path], Path]) -> None:
         source = make(tmp_path / "data")
@@ -100,7 +100,7 @@ class TestEveryLayout:
         source = make(tmp_path / "data")
         (victim,) = [p for p in (tmp_path / "data").rglob("*b_*.nii.gz" if name != "msd" else "imagesTr/b.nii.gz") if is_image(p)]
         victim.write_bytes(victim.read_bytes()[:-3])
-        line = refusal("shard", source, "--out", tmp_path / "out", "--folds", "2")
+        line = refusal("shard", source, "--out", tmp_path / "out", "--folds", "2", "--strict")
         assert line.startswith(f"error: {victim}: voxels cannot be read") and not list(tmp_path.glob("out/*"))
 
 

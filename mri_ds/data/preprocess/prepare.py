@@ -84,7 +84,7 @@ def scores_to_labels(scores: Tensor, placement: Placement, *, excluded: np.ndarr
     """Network outputs (K, D', H', W') -> the best class of each voxel of the subject's own grid, (D, H, W) int16.
 
     Scores are brought back, not labels, so that borders are as fine as the scores are; the lowest class wins a tie, and outside
-    the box all is class 0. One class at a time: memory does not grow with K. excluded (D, H, W): a class that may not win a voxel,
+    the box all is class 0. One class at a time: memory does not grow with K. excluded (D, H, W): a class barred from a voxel,
     or -1.
     """
     barred = None if excluded is None else torch.from_numpy(excluded[placement.box]).to(scores.device)
