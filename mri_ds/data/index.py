@@ -8,7 +8,7 @@ so that tars written by webdataset.TarWriter under the same member names are rea
 import json
 import os
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,6 +65,11 @@ class ShardDataset:
     @property
     def subject_ids(self) -> list[str]:
         return [entry.subject_id for _, entry in self._entries]
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Number of samples in each shard, in order."""
+        return list(Counter(shard for shard, _ in self._entries).values())
 
     def has_label(self, index: int, task: str) -> bool:
         """Whether sample `index` has a label for `task`; known from the index alone."""
