@@ -26,26 +26,25 @@ BLOCK_BYTES = 256 * 2**10  # small beside a volume, large beside what a request 
 KEPT_BLOCKS = 16  # in memory, per open file
 DEFAULT_CACHE_GIB = 10.0
 
-AnyPath = "Path | RemotePath"
 
+def locate(where: "str | Path | RemotePath", *, cache_dir: str = "auto", cache_gib: float = DEFAULT_CACHE_GIB) -> Path:
+    """A folder's or file's address as something to read from, typed as the Path that a RemotePath stands in for.
 
-def locate(where: "str | Path | RemotePath", *, cache_dir: str = "auto", cache_gib: float = DEFAULT_CACHE_GIB) -> "Path | RemotePath":
-    """A folder's or file's address as something to read from. Nothing is touched yet.
-
-    cache_dir "auto" is $MRI_DS_CACHE, or mri_ds in the user's cache folder; cache_gib 0 keeps nothing on disk.
+    Nothing is touched yet. What is a RemotePath already stays as it is. cache_dir "auto" is $MRI_DS_CACHE, or mri_ds in the user's cache folder; cache_gib 0 keeps nothing on disk.
 
     >>> locate("shards") / "manifest.json", str(locate("https://host/shards?key=1f") / "manifest.json")
     (PosixPath('shards/manifest.json'), 'https://host/shards/manifest.json')
     """
     if isinstance(where, RemotePath):
-        return where
+        return cast(Path, where)
     url = re.sub(r"^(\w[\w+.-]+:)/(?=[^/])", r"\1//", str(where))  # a URL that went through a Path has lost a slash
     if url.startswith("file:"):
-        return Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path if url[5:7] != "//" else "/" + url[7:].lstrip("/")))
+        return Path(urllib.parse.unquote(re.sub(r"^file:(//(localhost)?(?=/)|//(?!/))?", "/", url)).replace("//", "/"))
     if not re.match(r"\w[\w+.-]+://", url):
         return Path(where)
     folder = Path(cache_dir) if cache_dir != "auto" else default_cache_dir()
-    return RemotePath(url.rstrip("/"), DiskCache(folder, max_bytes=int(cache_gib * 2**30)) if cache_gib else None)
+    cache = DiskCache(folder, max_bytes=int(cache_gib * 2**30)) if cache_gib else None
+    return cast(Path, RemotePath(re.sub(r"/+(?=\?|$)", "", url, count=1), cache))
 
 
 def default_cache_dir() -> Path:

@@ -20,6 +20,7 @@ from mri_ds.data.loader import make_loader
 from mri_ds.data.manifest import Manifest, read_manifest
 from mri_ds.data.order import make_order
 from mri_ds.data.preprocess import propose
+from mri_ds.data.remote import locate
 from mri_ds.errors import InputError
 from mri_ds.sample import Batch
 from mri_ds.training import checkpoint, distributed, ds_config
@@ -50,6 +51,7 @@ def train(
         if scale not in SCALES:
             raise InputError(f"the name {scale!r} is no scale", where=ds_config_path, fix=f"add --scale {{{'|'.join(SCALES)}}}")
     config = load_config(config_path, overrides=overrides, scale=scale)
+    data = locate(data, cache_dir=config.data.cache_dir, cache_gib=config.data.cache_gib)
     manifest = read_manifest(data) if not resolve_only or (data / "manifest.json").is_file() else None
     if manifest is not None:
         config = complete(config, manifest, where=data)
