@@ -68,7 +68,8 @@ class DiskCache:
         if size > EVICT_TO * self.max_bytes or time.monotonic() < self._paused_until or path.exists():
             return
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
             if shutil.disk_usage(self.folder).free < self.keep_free_bytes + size:
                 raise OSError(errno.ENOSPC, "the disk is nearly full")
             with self._locked() as counter:
