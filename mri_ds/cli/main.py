@@ -18,6 +18,7 @@ from mri_ds.errors import InputError
 COMMANDS: dict[str, Callable[..., None]] = {
     "synthesize": data.synthesize,
     "shard": data.shard,
+    "lint": data.lint,
     "info": network.info,
     "train": train.train,
     "evaluate": results.evaluate,
