@@ -5,8 +5,8 @@ The work: image (C, D, H, W) float32 and label maps (D, H, W) int16 as tensors; 
 place. Nothing is resampled or normalised.
 In: a Job.  Out: a function that gives one epoch of items, the number of image voxels of each.
 Sources: nibabel's "Working with NIfTI images" (slicer) and PyTorch's DataLoader; webdataset's README (WebDataset, WebLoader,
-decode in the workers, batch_size None); MONAI's fast-training guide (CacheDataset with a ThreadDataLoader without workers) and its
-documentation of PersistentDataset (deterministic transforms cached, random ones after).
+decode in the workers, batch_size None); MONAI's fast-training guide (CacheDataset with a ThreadDataLoader without workers) and
+its documentation of PersistentDataset (deterministic transforms cached, random ones after).
 """
 
 import gzip
@@ -28,7 +28,7 @@ Epoch = Callable[[], Iterator[tuple[int, float]]]
 
 @dataclass(frozen=True)
 class Job:
-    """What every contender is given. `patch` None: whole volumes. `checks`: also sum each image (in an epoch that is not timed)."""
+    """What every contender is given. `patch` None: whole volumes."""
 
     subjects: list[SubjectFiles]
     tasks: dict[str, TaskConfig]

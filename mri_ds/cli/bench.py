@@ -13,7 +13,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 @app.command("loader")
 def loader(
-    source: Annotated[Path | None, typer.Option("--data", help="A dataset of .nii.gz files. Default: synthetic subjects.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--data", help="A dataset of .nii.gz files. Default: synthetic subjects.")
+    ] = None,
     subjects: Annotated[int, typer.Option("--subjects", min=2, help="How many subjects.")] = 8,
     size: Annotated[int, typer.Option("--size", min=16, max=512, help="Voxels along each axis of synthetic subjects.")] = 128,
     patch: Annotated[int, typer.Option("--patch", min=8, max=512, help="Voxels along each axis of a crop.")] = 64,

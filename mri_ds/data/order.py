@@ -103,7 +103,9 @@ class Order:
             if name in state and state[name] != value:
                 what = "the shards hold other subjects, or in another order" if name == "identity" else f"{name} is {value}"
                 now = "" if name == "identity" else f" and was {state[name]}"
-                raise InputError(f"{what}{now} when the checkpoint was written", fix="train on the same data, or in a new run folder")
+                raise InputError(
+                    f"{what}{now} when the checkpoint was written", fix="train on the same data, or in a new run folder"
+                )
 
     def _facts(self) -> dict[str, int]:
         return {

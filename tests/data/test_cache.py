@@ -57,7 +57,9 @@ def test_a_piece_too_large_for_the_cache_is_not_kept_and_evicts_nothing(cache):
     assert one.get("large") is None and one.get("small") == piece(0)
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:5], lambda data: b"", lambda data: data[:-1] + b"?"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: data[:5], lambda data: b"", lambda data: data[:-1] + b"?"]
+)
 def test_a_damaged_piece_is_a_miss_and_removed(cache, damage):
     one = cache()
     one.put("a", piece(0))

@@ -188,7 +188,9 @@ def test_skipping_ends_where_the_data_are_lost(folder):
     dataset = ShardDataset(folder, "train")
     for shard in folder.glob("*.tar"):
         shard.unlink()
-    with pytest.raises(InputError, match=r"2 of 7 subjects cannot be read, the last because: .*No such file.*put the shards back"):
+    with pytest.raises(
+        InputError, match=r"2 of 7 subjects cannot be read, the last because: .*No such file.*put the shards back"
+    ):
         shown(dataset, steps=2, skip_unreadable=True)
 
 
