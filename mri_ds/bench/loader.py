@@ -9,8 +9,8 @@ In: a dataset of .nii.gz files, or none: synthetic subjects are made.  Out: a pl
 
 Each contender runs in a process of its own, in turn, `rounds` times over; the median counts. voxels_per_s is over the epochs
 after the first, which fills caches; first_batch_s is from the making of the loader on (imports left out) and so holds the whole
-caching of CacheDataset. peak_bytes is the PSS of the process with its workers. Files were written just now, so they are in the page
-cache for all. Disks far away are another matter.
+caching of CacheDataset. peak_bytes is the PSS of the process with its workers. Files were written just now, so they are in the
+page cache for all. Disks far away are another matter.
 """
 
 import importlib.util

@@ -1,8 +1,8 @@
 """Real ranks for tests of the loader: `python ranks.py JOBS.json` forks the ranks of one job after the other.
 
 A job: {"ranks", "workers", "folder", "start", "stop", "log", "state", "data", "pause_s"}. Every rank joins a gloo group, takes
-the micro-batches of each step, appends one JSON line per micro-batch to LOG.RANK, and meets the others after each step; rank 0 then
-writes the state. The process ids of the ranks go to LOG.pids.
+the micro-batches of each step, appends one JSON line per micro-batch to LOG.RANK, and meets the others after each step; rank 0
+then writes the state. The process ids of the ranks go to LOG.pids.
 """
 
 import json
