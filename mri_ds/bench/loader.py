@@ -160,6 +160,7 @@ def _measure(name: str, job: Job, epochs: int, result: Connection) -> None:
     """In a process of its own: the first epoch, then the others."""
     import torch
 
+    multiprocessing.set_start_method("fork", force=True)  # for the workers of all loaders alike
     torch.set_num_threads(1)
     if name.startswith("MONAI"):
         import monai.data
