@@ -66,6 +66,7 @@ def ours_in_training(job: Job) -> Epoch:
     from mri_ds.data.index import ShardDataset
     from mri_ds.data.loader import make_loader
 
+    assert job.patch is not None, "it shows patches only"
     dataset = ShardDataset(job.shards, "train")
     data = DataConfig(
         spacing_mm=dataset.manifest.fingerprint.median_spacing_mm, patch=job.patch, augment=False, num_workers=job.num_workers
@@ -84,13 +85,14 @@ def nibabel_files(job: Job) -> Epoch:
     import nibabel as nib
 
     def load(path: Path, box: Any, dtype: type) -> np.ndarray:
-        image = nib.load(path)
+        image: Any = nib.load(path)
         image = nib.as_closest_canonical(image.slicer[box] if box else image)
         return np.asarray(image.dataobj, dtype=dtype)
 
     def item(index: int) -> Any:
         files = job.subjects[index]
-        shape = nib.load(files.images[0]).shape
+        first: Any = nib.load(files.images[0])
+        shape = first.shape
         box = _box(shape, job.patch) if job.patch else None
         image = np.stack([load(path, box, np.float32) for path in files.images])
         return torch.from_numpy(image), {name: torch.from_numpy(load(files.labels[name], box, np.int16)) for name in job.maps}
