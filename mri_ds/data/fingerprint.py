@@ -41,9 +41,7 @@ class Summary:
     voxels_per_class: dict[str, list[int]]  # segmentation task -> one count per class
     values: dict[str, int | float]  # classification -> class index, regression -> value
     foreground: list[ForegroundSketch] = field(default_factory=list)  # one per channel, or none without foreground
-    part_ml: dict[str, list[list[float]]] = field(
-        default_factory=dict
-    )  # segmentation task -> parts of each class but 0
+    part_ml: dict[str, list[list[float]]] = field(default_factory=dict)  # segmentation task -> parts of each class but 0
 
 
 class ChannelFingerprint(BaseModel):

@@ -1,6 +1,6 @@
 """The samples of one split by number: any of them, whole or a box of it, without unpacking or scanning tars.
 
-Axes: C channel, D H W voxels.  In: a folder of shards.  Out: Samples, each read by byte range.
+Axes: C channel, D H W voxels.  In: a folder of shards, here or at a URL.  Out: Samples, each read by byte range.
 """
 
 from collections import Counter, OrderedDict
@@ -16,6 +16,7 @@ from mri_ds.data.entries import ShardEntry, index_path, load_index, read_meta, s
 from mri_ds.data.foreground import places_to_voxels
 from mri_ds.data.manifest import Manifest, read_manifest
 from mri_ds.data.members import FIX, IMAGE, PLACES, SampleMeta, check_shape, label_member, make_sample
+from mri_ds.data.remote import locate
 from mri_ds.data.tars import member_reader, open_tar
 from mri_ds.errors import CorruptError, InputError
 from mri_ds.sample import Sample
@@ -35,7 +36,7 @@ class ShardDataset:
 
     def __init__(self, folder: str | Path, split: str) -> None:
         """Raises InputError for a folder without shards, an unknown split, or shards that contradict their index."""
-        self.folder = Path(folder)
+        self.folder = locate(folder)
         self.manifest: Manifest = read_manifest(self.folder)
         if split not in self.manifest.splits:
             raise InputError(f"no split {split!r}", where=self.folder, fix=nearest(split, list(self.manifest.splits)))

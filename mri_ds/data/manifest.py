@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mri_ds.config import SHARE_FLOOR, TaskConfig
 from mri_ds.data.fingerprint import Fingerprint, Summary
 from mri_ds.data.parts import smallest_part_ml
+from mri_ds.data.remote import locate
 from mri_ds.errors import InputError
 
 FORMAT_VERSION = 2
@@ -51,7 +52,7 @@ class Manifest(BaseModel):
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder of shards. Raises InputError when there is none, or it is not ours, or a shard is missing."""
-    path = Path(folder) / MANIFEST
+    path = locate(folder) / MANIFEST
     if not path.is_file():
         raise InputError("no shards here (no manifest.json)", where=folder, fix="run `mri-ds shard SRC --out DIR`")
     if path.stat().st_size > MAX_MANIFEST_BYTES:

@@ -121,6 +121,8 @@ def member_reader(read_at: ReadAt, name: str, place: Place, *, where: str) -> Re
         is_same = header.size == size and (header.name == name or (len(name) > 99 and name.startswith(header.name)))
         if not is_same:  # a name of 100 bytes or more stands in full in the pax header before this one
             raise tarfile.HeaderError
+    except InputError:  # it could not be read at all, which is another matter
+        raise
     except (tarfile.HeaderError, ValueError):
         fix = "delete its index file, or shard the data again"
         raise InputError(f"holds no {name} of {size} bytes at byte {offset}", where=where, fix=fix) from None

@@ -18,7 +18,9 @@ from mri_ds.config import SCALES, RunConfig, dump_config, load_config, nearest, 
 from mri_ds.data.index import ShardDataset
 from mri_ds.data.loader import make_loader
 from mri_ds.data.manifest import Manifest, read_manifest
+from mri_ds.data.order import make_order
 from mri_ds.data.preprocess import dataset_intensities, propose
+from mri_ds.data.remote import locate
 from mri_ds.errors import InputError
 from mri_ds.sample import Batch
 from mri_ds.training import checkpoint, distributed, ds_config
@@ -26,6 +28,8 @@ from mri_ds.training.engine import build_engine, build_objective
 from mri_ds.training.expert_parallel import balance
 from mri_ds.training.progress import Progress
 from mri_ds.training.tracker import Tracker
+
+HOW_READ = {"num_workers", "skip_unreadable", "cache_dir", "cache_gib"}  # fields of DataConfig
 
 
 def train(
@@ -49,6 +53,7 @@ def train(
         if scale not in SCALES:
             raise InputError(f"the name {scale!r} is no scale", where=ds_config_path, fix=f"add --scale {{{'|'.join(SCALES)}}}")
     config = load_config(config_path, overrides=overrides, scale=scale)
+    data = locate(data, cache_dir=config.data.cache_dir, cache_gib=config.data.cache_gib)
     manifest = read_manifest(data) if not resolve_only or (data / "manifest.json").is_file() else None
     if manifest is not None:
         config = complete(config, manifest, where=data)
@@ -88,13 +93,15 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
     _prepare_run_folder(run_dir, config, resolved, manifest)
     torch.manual_seed(training.seed)  # every rank draws the same weights; DeepSpeed then shards them
     engine = build_engine(build_objective(config), resolved)
-    start = checkpoint.resume(engine, run_dir)
+    dataset = ShardDataset(data, "train")
+    order = make_order(dataset, config.data, seed=training.seed, global_batch=training.global_batch)
+    start = checkpoint.resume(engine, run_dir, order.check)
     tracker = Tracker(run_dir, is_writer=rank == 0, start_step=start)
     progress = Progress(training.steps, start, is_shown=rank == 0)
     if start:
         progress.say(f"resuming from step {start} of {training.steps} ({run_dir / 'checkpoints'})")
     batches = make_loader(
-        ShardDataset(data, "train"),
+        dataset,
         config.data,
         config.tasks,
         seed=training.seed,
@@ -119,9 +126,9 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
             if picture is not None:
                 tracker.image(step, "prediction", picture)
         if step % training.checkpoint_every == 0 and step < training.steps:
-            checkpoint.save(engine, run_dir, step)
+            checkpoint.save(engine, run_dir, step, data=order.state(step))
     if start < training.steps:
-        checkpoint.save(engine, run_dir, training.steps)
+        checkpoint.save(engine, run_dir, training.steps, data=order.state(training.steps))
     checkpoint.export(engine, run_dir)
     tracker.close()
     progress.close()
@@ -240,7 +247,7 @@ def _prepare_run_folder(run_dir: Path, config: RunConfig, resolved: dict[str, An
     """Writes the merged configuration; refuses a folder that holds another run's."""
     path, text = run_dir / "config.yaml", dump_config(config)
     if distributed.rank() == 0:
-        if path.is_file() and (run_dir / "checkpoints").is_dir() and path.read_text() != text:
+        if path.is_file() and (run_dir / "checkpoints").is_dir() and _science(load_config(path)) != _science(config):
             raise InputError("holds a run of another configuration", where=run_dir, fix="choose another --run, or remove it")
         run_dir.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -250,6 +257,12 @@ def _prepare_run_folder(run_dir: Path, config: RunConfig, resolved: dict[str, An
         if shutil.disk_usage(run_dir).free < 2**30:
             raise InputError("less than 1 GiB of disk is free", where=run_dir, fix="free some, or choose another --run")
     distributed.barrier()
+
+
+def _science(config: RunConfig) -> dict[str, Any]:
+    """What a run may not change on its way. How its data are read may: the batches stay the same."""
+    raw = config.model_dump(mode="json")
+    return {**raw, "data": {key: value for key, value in raw["data"].items() if key not in HOW_READ}}
 
 
 def _check_finite(loss: float, step: int) -> None:
