@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mri_ds.errors import InputError
 
@@ -72,6 +72,31 @@ SCALES: dict[str, dict[str, int]] = {
 }
 
 
+class SynthesisConfig(_Strict):
+    """Images synthesised from label maps. Strengths are the largest that is drawn; 0 leaves that step out."""
+
+    labels: str = ""  # folder of label maps; where its labels.yaml is absent, FreeSurfer's ids
+    share: float = Field(default=0.5, gt=0, lt=1)  # of an epoch's samples
+    task: str = ""  # the segmentation task that they teach; may be left out where there is only one
+    rotate_deg: float = Field(default=15.0, ge=0, le=180)
+    scale: float = Field(default=0.15, ge=0, lt=1)
+    shear: float = Field(default=0.012, ge=0, lt=0.3)
+    elastic_mm: float = Field(default=6.0, ge=0)
+    elastic_grid_mm: float = Field(default=20.0, gt=0)  # between control points; elastic_mm is at most 0.4 of it
+    bias: float = Field(default=0.5, ge=0)  # standard deviation of the log gain's control points
+    gamma: float = Field(default=0.4, ge=0)  # standard deviation of the exponent's logarithm
+    max_slice_mm: float = Field(default=8.0, ge=0)  # thick slices along one axis
+    max_voxel_mm: float = Field(default=4.0, ge=0)  # coarse voxels along all
+    noise: float = Field(default=0.08, ge=0)  # relative to the brightest tissue
+    artefact_prob: float = Field(default=0.1, ge=0, le=1)  # of ghosts, and of ringing
+
+    @model_validator(mode="after")
+    def _does_not_fold(self) -> "SynthesisConfig":
+        if self.elastic_mm > 0.4 * self.elastic_grid_mm:
+            raise ValueError(f"elastic_mm could fold space: keep it within 0.4 x elastic_grid_mm ({self.elastic_grid_mm})")
+        return self
+
+
 class DataConfig(_Strict):
     """What the network is shown. `auto` values come from the shards' manifest."""
 
@@ -82,6 +107,7 @@ class DataConfig(_Strict):
     flip_axes: list[Literal[0, 1, 2]] = []  # flips are drawn only where anatomy allows; 0 is left-right
     foreground_prob: float = Field(default=0.5, ge=0, le=1)  # chance that a crop smaller than the volume is centred on foreground
     num_workers: int = Field(default=0, ge=0)
+    synthesis: SynthesisConfig | None = None
 
 
 class LossConfig(_Strict):
