@@ -150,9 +150,7 @@ def _draw_tissues(rng: np.random.Generator, num_channels: int, num_tissues: int)
     return means, stds
 
 
-def _draw_scan(
-    rng: np.random.Generator, label_map: LabelMap, shape: Triple, spacing_mm: Mm, strengths: SynthesisConfig
-) -> Scan:
+def _draw_scan(rng: np.random.Generator, label_map: LabelMap, shape: Triple, spacing_mm: Mm, strengths: SynthesisConfig) -> Scan:
     """Thick slices along one axis or coarse voxels along all, a profile as wide as slices are thick, ghosts and ringing at times."""
     is_thick, axis = rng.random() < THICK_SLICES_PROB, int(rng.integers(3))
     most = strengths.max_slice_mm if is_thick else strengths.max_voxel_mm
