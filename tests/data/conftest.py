@@ -1,5 +1,6 @@
 """Small subjects for the tests of the data path: in memory, and as a folder of shards."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from mri_ds.data.manifest import FORMAT_VERSION, MANIFEST, Fingerprint, Manifest
 from mri_ds.data.members import encode_sample, key_of
 from mri_ds.data.shards import EncodedSubject, ShardWriter
 from mri_ds.sample import Sample
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests here share `synthesis_maps`, imported by bare name
 
 TASKS = {
     "tissue": TaskConfig(kind="segmentation", classes=["background", "grey", "white"]),

@@ -1,10 +1,9 @@
 """What a scan's resolution and its artefacts do to a sharp image, as one matrix per axis.
 
 Axes: n voxels of the sharp image, m of the scan, along one axis; D H W voxels.
-Slice profile (Gaussian), ringing (k-space cut off), ghosts (every other line of k-space weakened), reading onto m voxels and back:
-each is linear and acts along one axis at a time, so along that axis they are one small matrix, and however many of them there are
-the voxels are multiplied once. Grids share the field of view (the outer edges of the outermost voxels), the edge voxels go on
-outwards.
+Slice profile (Gaussian), reading onto m voxels and back, ringing (k-space cut off), ghosts (some lines of k-space weakened): each
+is linear and acts along one axis at a time, so along that axis they are one small matrix, and the voxels are multiplied once,
+however many of them there are. Grids share the field of view (outer edges of the outermost voxels); edge voxels go on outwards.
 Source: Billot et al. 2023, eq. 4 to 6, for the width of the profile: 2 log(10) / (2 pi) of the slice thickness, in voxels.
 """
 

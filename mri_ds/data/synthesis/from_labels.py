@@ -2,9 +2,9 @@
 
 Axes: C channel, T tissue, D H W voxels of the label map, P Q R voxels of the result; mm towards right, anterior, superior.
 In: a LabelMap, then the dice of `sample_params`.  Out of `apply`: image (C, P, Q, R) float32, labels (P, Q, R) int16.
-In this order: affine and elastic motion of the labels (read once, nearest), one Gaussian per tissue, shading, gamma, slice profile,
-thick slices or coarse voxels, ghosts and ringing, Rician noise, back onto the grid. Labels are those of the moved anatomy: what the
-scan blurs stays sharply labelled. Pure function of the params: same params, same bytes, however many threads.
+In this order: affine and elastic motion of the labels (read once, nearest), one Gaussian per tissue, shading, gamma, slice
+profile, thick slices or coarse voxels, ghosts and ringing, Rician noise, back onto the grid. Labels are those of the moved
+anatomy: what the scan blurs stays sharply labelled. Same params, same bytes.
 Source: Billot et al. 2023 (SynthSeg), section 3; Gudbjartsson and Patz 1995 for the noise.
 """
 
@@ -88,7 +88,7 @@ def sample_params(
 
 
 def apply(label_map: LabelMap, params: SynthesisParams) -> tuple[Tensor, Tensor]:
-    """The image that `params` makes of a label map, (C, P, Q, R) float32 in arbitrary units >= 0, and its labels (P, Q, R) int16."""
+    """The image that `params` makes of a label map, (C, P, Q, R) float32 >= 0 in no unit, and its labels (P, Q, R) int16."""
     generator = torch.Generator().manual_seed(params.seed)
     rows = look_up(label_map, params, params.shape)
     fine_shape = sharp_shape(label_map, params.shape, params.spacing_mm)
@@ -151,7 +151,7 @@ def _draw_tissues(rng: np.random.Generator, num_channels: int, num_tissues: int)
 
 
 def _draw_scan(rng: np.random.Generator, label_map: LabelMap, shape: Triple, spacing_mm: Mm, strengths: SynthesisConfig) -> Scan:
-    """Thick slices along one axis or coarse voxels along all, a profile as wide as slices are thick, ghosts and ringing at times."""
+    """Thick slices along one axis or coarse voxels along all, a profile as wide as a slice, at times ghosts and ringing."""
     is_thick, axis = rng.random() < THICK_SLICES_PROB, int(rng.integers(3))
     most = strengths.max_slice_mm if is_thick else strengths.max_voxel_mm
     own = np.array(spacing_mm)

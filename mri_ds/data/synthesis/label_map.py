@@ -6,6 +6,7 @@ In: a folder of NIfTI label maps.  Out: LabelMap, held in memory up to a number 
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
@@ -112,7 +113,7 @@ def _seats(classes: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(flat, kind="stable")  # voxels by class, each class in memory order
     ends = np.cumsum(np.bincount(flat))
     seats = []
-    for first, end in zip(ends[:-1], ends[1:]):
+    for first, end in pairwise(ends):
         if end > first:
             chosen = order[first : end : -(-(end - first) // MAX_SEATS)]
             seats.append(np.stack(np.unravel_index(chosen, classes.shape), axis=1).astype(np.int32))

@@ -1,8 +1,8 @@
 """Which voxel of a label map stands where, after rotation, scaling, shear, flip and elastic deformation.
 
 Axes: D H W voxels of the label map, P Q R voxels of the result, k control points along an axis.
-The place that a voxel shows is affine plus a cubic B-spline in P, Q and R, and both are separable: all but the last axis is worked
-out on small arrays, and one product of matrices gives the places of all voxels.
+The place that a voxel shows is affine plus a cubic B-spline in P, Q and R, and both are separable: all but the last axis is
+worked out on small arrays, and one product of matrices gives the places of all voxels.
 Source: Rueckert et al. 1999 (free-form deformations), eq. 3; Choi and Lee 2000 for the bound that keeps space from folding.
 """
 
@@ -53,7 +53,7 @@ def look_up(label_map: LabelMap, params: SynthesisParams, shape: Sequence[int]) 
 
 
 def _places(label_map: LabelMap, params: SynthesisParams, shape: Sequence[int], axis: int) -> Tensor:
-    """Where each voxel's centre lies along one axis of the padded map, in its voxels: v to v + 1 is voxel v; (P, Q, R) float32."""
+    """Where each voxel's centre lies along one axis of the padded map, (P, Q, R) float32: v to v + 1 is voxel v."""
     p, q, r = (
         ((np.arange(n) + 0.5) / n - 0.5) * full * s for n, full, s in zip(shape, params.shape, params.spacing_mm, strict=True)
     )
