@@ -123,12 +123,12 @@ def test_what_a_user_can_get_wrong(data, real, tasks, label_folder):
     with pytest.raises(InputError, match=r"data\.synthesis\.task = 'tisue'.*did you mean 'tissue'"):
         LabelMapSource(data(task="tisue"), tasks, num_channels=1)
     two = {**tasks, "other": TaskConfig(kind="segmentation", classes=["background", "grey", "white"])}
-    with pytest.raises(InputError, match="2 segmentation tasks.*tissue, other"):
+    with pytest.raises(InputError, match=r"2 segmentation tasks.*tissue, other"):
         LabelMapSource(data(), two, num_channels=1)
     with pytest.raises(InputError, match="0 segmentation tasks"):
         LabelMapSource(data(), {"age": tasks["age"]}, num_channels=1)
     (label_folder / "labels.yaml").write_text("classes: {whte: [2]}")
-    with pytest.raises(InputError, match="class 'whte' is none of task 'tissue'.*did you mean 'white'"):
+    with pytest.raises(InputError, match=r"class 'whte' is none of task 'tissue'.*did you mean 'white'"):
         LabelMapSource(data(), tasks, num_channels=1)
     with pytest.raises(InputError, match="no such folder"):
         LabelMapSource(data().model_copy(update={"synthesis": SynthesisConfig(labels="absent")}), tasks, num_channels=1)
