@@ -107,7 +107,12 @@ class DataConfig(_Strict):
     flip_axes: list[Literal[0, 1, 2]] = []  # flips are drawn only where anatomy allows; 0 is left-right
     foreground_prob: float = Field(default=0.5, ge=0, le=1)  # chance that a crop smaller than the volume is centred on foreground
     num_workers: int = Field(default=0, ge=0)
-    synthesis: SynthesisConfig | None = None
+    balance: str = "none"  # what is shown equally often: "task", "site" or the classes of a classification task, by its name
+    shuffle_shards: int = Field(default=0, ge=0)  # shards shuffled together; 0 all. Fewer read a slow source in larger pieces
+    skip_unreadable: bool = False  # show a subject that cannot be read as a masked one, and say so, instead of stopping
+    cache_dir: str = "auto"  # of remote shards, shared by the ranks of a node
+    cache_gib: float = Field(default=10.0, ge=0)  # its bound; 0 keeps nothing on disk
+    synthesis: SynthesisConfig | None = None  # samples made from label maps, beside those of the shards
 
 
 class LossConfig(_Strict):

@@ -23,7 +23,7 @@ def train(
     scale: Annotated[
         str | None, typer.Option("--scale", help=f"One of {', '.join(SCALES)}. Default: the JSON's file name.")
     ] = None,
-    data: Annotated[Path, typer.Option("--data", help="Folder of shards.")] = Path("shards"),
+    data: Annotated[Path, typer.Option("--data", help="Folder of shards: a path or a URL.")] = Path("shards"),
     config: Annotated[Path | None, typer.Option("--config", help="YAML: science (model, data, loss, training, tasks).")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one YAML key; may be repeated.")

@@ -1,6 +1,6 @@
 """Where every sample lies in its tar: random access to shards without unpacking or scanning them.
 
-In: a folder of shards.  Out: Samples, each read by byte range.
+In: a folder of shards, here or at a URL (remote.py).  Out: Samples, each read by byte range.
 One JSON index per shard (train-000000.tar -> train-000000.index.json); a shard without one is scanned once and indexed in memory,
 so that tars written by webdataset.TarWriter under the same member names are read too.
 """
@@ -8,7 +8,7 @@ so that tars written by webdataset.TarWriter under the same member names are rea
 import json
 import os
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from mri_ds.config import TaskConfig, nearest
 from mri_ds.data.manifest import FORMAT_VERSION, Manifest, check_format_version, read_manifest
 from mri_ds.data.members import FIX, IMAGE, META, decode_meta, decode_sample, task_of
+from mri_ds.data.remote import locate
 from mri_ds.errors import InputError
 from mri_ds.sample import Sample
 
@@ -45,7 +46,7 @@ class ShardDataset:
 
     def __init__(self, folder: str | Path, split: str) -> None:
         """Raises InputError for a folder without shards, an unknown split, or shards that contradict their index."""
-        self.folder = Path(folder)
+        self.folder = locate(folder)
         self.manifest: Manifest = read_manifest(self.folder)
         if split not in self.manifest.splits:
             raise InputError(f"no split {split!r}", where=self.folder, fix=nearest(split, list(self.manifest.splits)))
@@ -65,6 +66,11 @@ class ShardDataset:
     @property
     def subject_ids(self) -> list[str]:
         return [entry.subject_id for _, entry in self._entries]
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Number of samples in each shard, in order."""
+        return list(Counter(shard for shard, _ in self._entries).values())
 
     def has_label(self, index: int, task: str) -> bool:
         """Whether sample `index` has a label for `task`; known from the index alone."""
@@ -134,7 +140,7 @@ def scan_shard(shard: Path) -> list[ShardEntry]:
     """Reads the headers and the meta.json of every sample of a tar; no voxels. Raises InputError for a damaged tar."""
     places: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 folder, slash, file_name = info.name.rpartition("/")
                 stem, dot, name = file_name.partition(".")
@@ -152,7 +158,7 @@ def scan_shard(shard: Path) -> list[ShardEntry]:
 def read_member(file: BinaryIO, name: str, offset: int, size: int) -> bytes:
     """Content of one member of an open tar, after holding the header before it against name and size."""
     try:
-        if offset < BLOCK or not 0 <= size <= MAX_MEMBER_BYTES or offset + size > os.fstat(file.fileno()).st_size:
+        if offset < BLOCK or not 0 <= size <= MAX_MEMBER_BYTES or offset + size > file.seek(0, os.SEEK_END):
             raise tarfile.HeaderError
         file.seek(offset - BLOCK)
         header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")

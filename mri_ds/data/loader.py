@@ -2,14 +2,13 @@
 
 Axes: B subjects of one micro-batch, C channel, D H W voxels of the patch.
 In: a ShardDataset.  Out: an iterator of Batch dictionaries.
-Subjects stand in line by position: position p is subject epoch_order(n, seed, p // n)[p % n], so each epoch shows each one once.
-Step k takes positions k G .. (k + 1) G (G the global batch); its micro-batch m on rank r takes micro_batch of them from
-k G + m (micro_batch world_size) + r micro_batch on. Crops and augmentation of a position are drawn from (seed, position).
-So a batch is a function of its positions, and resuming means starting at another number.
+Which subject stands at which position is told in order.py. Step k takes positions k G .. (k + 1) G (G the global batch); its
+micro-batch m on rank r takes micro_batch of them from k G + m (micro_batch world_size) + r micro_batch on. Crops and augmentation
+are drawn for a place of an epoch. So a batch is a function of its positions, and resuming means starting at another number.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from mri_ds.config import DataConfig, TaskConfig, nearest
 from mri_ds.data.index import ShardDataset
+from mri_ds.data.order import Order, Slot, make_order
 from mri_ds.data.patches import PatchSource
 from mri_ds.errors import InputError
 from mri_ds.sample import Batch
 
 CACHE_BYTES = 2 * 2**30  # of prepared subjects per rank, shared out among its workers
-SHUFFLE = 0x5EED  # sets the dice of the shuffling apart from those of the positions
+MAX_SKIPPED = 0.1  # of a split's subjects; a run that lost more has lost its data
+LOG = logging.getLogger(__name__)
 
 
 def make_loader(
@@ -42,42 +43,24 @@ def make_loader(
     """Micro-batches of `rank` from step `start_step` on, global_batch / (micro_batch world_size) of them per step, for ever.
 
     `data` has no "auto" left. Raises InputError for a batch that the ranks cannot share evenly, an empty split, or a task that
-    the shards hold with other classes or not at all.
+    the shards hold with other classes or not at all; while iterating, for a subject that cannot be read, unless
+    `data.skip_unreadable`: then its place has mask 0 for all tasks, a warning names it, and other subjects keep their weights.
     """
     if global_batch % (micro_batch * world_size):
         what = f"global_batch {global_batch} cannot be shared by {world_size} ranks in micro-batches of {micro_batch}"
         raise InputError(what, fix=f"make it a multiple of {micro_batch * world_size}")
-    if not len(dataset):
-        raise InputError(f"split {dataset.split!r} has no subject", where=dataset.folder, fix="shard more subjects")
+    order = make_order(dataset, data, seed=seed, global_batch=global_batch)
     _check_tasks(dataset, tasks)
     source = PatchSource(dataset, data, tasks, cache_bytes=cache_bytes // max(1, data.num_workers))
     loader: DataLoader[Any] = DataLoader(
-        _Positions(source, seed=seed, global_batch=global_batch),
+        _Positions(source, order, skip_unreadable=data.skip_unreadable),
         batch_sampler=_MicroBatches(global_batch, micro_batch, rank, world_size, start_step),  # type: ignore[arg-type]
         num_workers=data.num_workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader would draw from the global one, which dropout uses
     )
-    return _raising(loader)
-
-
-def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the subjects in one epoch: a permutation of range(num_samples), (num_samples,) int64."""
-    return np.random.default_rng([seed, epoch, SHUFFLE]).permutation(num_samples)
-
-
-def position_to_sample(position: int, *, num_samples: int, seed: int) -> int:
-    """The subject that stands at `position` of the concatenated epochs.
-
-    >>> sorted(position_to_sample(p, num_samples=5, seed=7) for p in range(10, 15))
-    [0, 1, 2, 3, 4]
-    """
-    epoch, place = divmod(position, num_samples)
-    return int(_remembered_order(num_samples, seed, epoch)[place])
-
-
-_remembered_order = lru_cache(maxsize=4)(epoch_order)
+    return _batches(loader, dataset)
 
 
 class _MicroBatches:
@@ -97,37 +80,39 @@ class _MicroBatches:
 class _Positions(Dataset[dict[str, Any]]):
     """position -> the patch that stands there and the weights of its labels: the workers' half of the loader."""
 
-    def __init__(self, source: PatchSource, *, seed: int, global_batch: int) -> None:
-        self.source, self.seed, self.global_batch = source, seed, global_batch
-        self.num_samples = len(source.dataset)
-        self.presence = {
-            task: np.array([source.dataset.has_label(i, task) for i in range(self.num_samples)]) for task in source.tasks
-        }
+    def __init__(self, source: PatchSource, order: Order, *, skip_unreadable: bool) -> None:
+        self.source, self.order, self.skip_unreadable = source, order, skip_unreadable
+        dataset = source.dataset
+        self.presence = {task: np.array([dataset.has_label(i, task) for i in range(len(dataset))]) for task in source.tasks}
 
     def __getitem__(self, position: int) -> dict[str, Any]:
+        slot = self.order.slot(position)
         try:
-            patch = self.source.draw(self._subject(position), np.random.default_rng([self.seed, position]))
-        except InputError as err:  # raised in a worker it would come back buried in a traceback: see _raising
-            return {"error": err}
-        return {
-            **patch,
-            "mask": {task: torch.tensor(self._weight(task, position), dtype=torch.float32) for task in self.presence},
-        }
+            patch = self.source.draw(slot.subject, self.order.dice(slot))
+        except (InputError, OSError) as err:  # raised in a worker it would come back buried in a traceback: see _batches
+            problem = _as_input_error(err)
+            if not self.skip_unreadable:
+                return {"error": problem}
+            subject_id = self.source.dataset.subject_ids[slot.subject]
+            return {**self.source.blank(), "mask": self._mask(0.0), "skipped": (subject_id, str(problem))}
+        if slot.is_padding:
+            return {**patch, "mask": self._mask(0.0), "subject_id": ""}
+        weights = {task: self._weight(task, position, slot) for task in self.presence}
+        return {**patch, "mask": {task: torch.tensor(weight) for task, weight in weights.items()}}
 
-    def _subject(self, position: int) -> int:
-        return position_to_sample(position, num_samples=self.num_samples, seed=self.seed)
+    def _mask(self, weight: float) -> dict[str, torch.Tensor]:
+        return {task: torch.tensor(weight) for task in self.presence}
 
-    def _weight(self, task: str, position: int) -> float:
+    def _weight(self, task: str, position: int, slot: Slot) -> float:
         """Batch.mask of one subject. Every rank knows from the index who in the global batch has a label: nobody need ask."""
         presence = self.presence[task]
-        if not presence[self._subject(position)]:
+        if not presence[slot.subject]:
             return 0.0
-        first = position - position % self.global_batch
-        num_labels = sum(bool(presence[self._subject(p)]) for p in range(first, first + self.global_batch))
-        return self.global_batch / num_labels
+        return self.order.global_batch / int(presence[self.order.real(position // self.order.global_batch)].sum())
 
 
-def _collate(items: list[dict[str, Any]]) -> Batch | InputError:
+def _collate(items: list[dict[str, Any]]) -> tuple[Batch, list[tuple[str, str]]] | InputError:
+    """The batch, and (subject, reason) of those that were skipped."""
     for item in items:
         if "error" in item:
             return item["error"]
@@ -135,21 +120,45 @@ def _collate(items: list[dict[str, Any]]) -> Batch | InputError:
     def by_task(key: str) -> dict[str, torch.Tensor]:
         return {task: torch.stack([item[key][task] for item in items]) for task in items[0][key]}
 
-    return Batch(
+    batch = Batch(
         image=torch.stack([item["image"] for item in items]),
         spacing_mm=torch.stack([item["spacing_mm"] for item in items]),
         targets=by_task("targets"),
         mask=by_task("mask"),
         subject_id=[item["subject_id"] for item in items],
     )
+    return batch, [item["skipped"] for item in items if "skipped" in item]
 
 
-def _raising(batches: DataLoader[Any]) -> Iterator[Batch]:
-    """Raises the InputError that a worker handed over, here and as it was."""
-    for batch in batches:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+def _batches(loader: DataLoader[Any], dataset: ShardDataset) -> Iterator[Batch]:
+    """Raises here, as it was, the InputError that a worker handed over; counts the subjects that were skipped."""
+    skipped: set[str] = set()
+    try:
+        for result in loader:
+            if isinstance(result, InputError):
+                raise result
+            batch, problems = result
+            for subject_id, problem in problems:
+                if subject_id not in skipped:
+                    skipped.add(subject_id)
+                    LOG.warning("left out %s: %s (%d of %d so far)", subject_id, problem, len(skipped), len(dataset))
+                if len(skipped) > max(1, MAX_SKIPPED * len(dataset)):
+                    what = f"{len(skipped)} of {len(dataset)} subjects cannot be read, the last because: {problem}"
+                    raise InputError(what, fix="put the shards back")
+            yield batch
+    except RuntimeError as err:
+        if "DataLoader worker" not in str(err):
+            raise
+        hint = "most likely for want of memory: lower data.num_workers or data.patch, or give the job more memory"
+        raise RuntimeError(f"a process that loads data was killed, {hint}") from err
+
+
+def _as_input_error(err: InputError | OSError) -> InputError:
+    """A shard that vanished or a disk that failed, in one line."""
+    if isinstance(err, InputError):
+        return err
+    fix = "put the shard back and start again (the run goes on from its checkpoint), or set data.skip_unreadable=true"
+    return InputError(f"cannot be read: {err.strerror or err}", where=err.filename or "", fix=fix)
 
 
 def _check_tasks(dataset: ShardDataset, tasks: Mapping[str, TaskConfig]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mri_ds.config import TaskConfig, Triple
+from mri_ds.data.remote import locate
 from mri_ds.errors import InputError
 
 FORMAT_VERSION = 1
@@ -66,7 +67,7 @@ class Summary:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder of shards. Raises InputError when there is none, or it is not ours, or a shard is missing."""
-    path = Path(folder) / MANIFEST
+    path = locate(folder) / MANIFEST
     if not path.is_file():
         raise InputError("no shards here (no manifest.json)", where=folder, fix="run `mri-ds shard SRC --out DIR`")
     try:

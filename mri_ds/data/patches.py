@@ -63,6 +63,15 @@ class PatchSource:
             "subject_id": subject.subject_id,
         }
 
+    def blank(self) -> dict[str, Any]:
+        """A patch of nothing, all labels fillers: what stands in for a subject that cannot be read."""
+        return {
+            "image": torch.zeros(len(self.dataset.manifest.channels), *self.patch),
+            "spacing_mm": torch.tensor(self.spacing_mm, dtype=torch.float32),
+            "targets": {name: self._target(name, task, {}, {}) for name, task in self.tasks.items()},
+            "subject_id": "",
+        }
+
     def prepared(self, index: int) -> Prepared:
         """Subject `index` on the network's grid, from memory where it is still there."""
         if index in self._cache:

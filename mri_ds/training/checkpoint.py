@@ -8,6 +8,7 @@ RUN/model.safetensors holds float32 weights under BaseMRINet's own names, for an
 import os
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,29 @@ from mri_ds.training.expert_parallel import own_state
 KEEP = 2
 
 
-def save(engine: Any, run_dir: Path, step: int) -> None:
-    """Writes a resumable checkpoint of `step` and removes all but the last KEEP. Every rank must call it."""
+def save(engine: Any, run_dir: Path, step: int, *, data: Mapping[str, int]) -> None:
+    """Writes a resumable checkpoint of `step` and removes all but the last KEEP. Every rank must call it.
+
+    `data`: where the loader stands, see data.order.Order.state.
+    """
     folder = run_dir / "checkpoints"
-    engine.save_checkpoint(str(folder), tag=f"step{step:06d}", client_state={"step": step})
+    engine.save_checkpoint(str(folder), tag=f"step{step:06d}", client_state={"step": step, "data": dict(data)})
     distributed.barrier()
     if distributed.rank() == 0:
         for old in sorted(p for p in folder.glob("step*") if re.fullmatch(r"step\d{6,}", p.name))[:-KEEP]:
             shutil.rmtree(old)
 
 
-def resume(engine: Any, run_dir: Path) -> int:
-    """Loads the last complete checkpoint, if any, and returns its step (0: nothing to resume)."""
+def resume(engine: Any, run_dir: Path, check_data: Callable[[Mapping[str, int]], None]) -> int:
+    """Loads the last complete checkpoint, if any, and returns its step (0: nothing to resume).
+
+    `check_data` hears what `save` was told of the data, and raises InputError where it is not the same any more.
+    """
     folder = run_dir / "checkpoints"
     if not (folder / "latest").is_file():
         return 0
     _, client_state = engine.load_checkpoint(str(folder))
+    check_data(client_state.get("data", {}))
     return int(client_state["step"])
 
 

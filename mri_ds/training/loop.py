@@ -18,7 +18,9 @@ from mri_ds.config import SCALES, RunConfig, dump_config, load_config, nearest, 
 from mri_ds.data.index import ShardDataset
 from mri_ds.data.loader import make_loader
 from mri_ds.data.manifest import Manifest, read_manifest
+from mri_ds.data.order import make_order
 from mri_ds.data.preprocess import propose
+from mri_ds.data.remote import locate
 from mri_ds.errors import InputError
 from mri_ds.sample import Batch
 from mri_ds.training import checkpoint, distributed, ds_config
@@ -49,6 +51,7 @@ def train(
         if scale not in SCALES:
             raise InputError(f"the name {scale!r} is no scale", where=ds_config_path, fix=f"add --scale {{{'|'.join(SCALES)}}}")
     config = load_config(config_path, overrides=overrides, scale=scale)
+    data = locate(data, cache_dir=config.data.cache_dir, cache_gib=config.data.cache_gib)
     manifest = read_manifest(data) if not resolve_only or (data / "manifest.json").is_file() else None
     if manifest is not None:
         config = complete(config, manifest, where=data)
@@ -87,13 +90,15 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
     _prepare_run_folder(run_dir, config, resolved, manifest)
     torch.manual_seed(training.seed)  # every rank draws the same weights; DeepSpeed then shards them
     engine = build_engine(build_objective(config), resolved)
-    start = checkpoint.resume(engine, run_dir)
+    dataset = ShardDataset(data, "train")
+    order = make_order(dataset, config.data, seed=training.seed, global_batch=training.global_batch)
+    start = checkpoint.resume(engine, run_dir, order.check)
     tracker = Tracker(run_dir, is_writer=rank == 0, start_step=start)
     progress = Progress(training.steps, start, is_shown=rank == 0)
     if start:
         progress.say(f"resuming from step {start} of {training.steps} ({run_dir / 'checkpoints'})")
     batches = make_loader(
-        ShardDataset(data, "train"),
+        dataset,
         config.data,
         config.tasks,
         seed=training.seed,
@@ -118,9 +123,9 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
             if picture is not None:
                 tracker.image(step, "prediction", picture)
         if step % training.checkpoint_every == 0 and step < training.steps:
-            checkpoint.save(engine, run_dir, step)
+            checkpoint.save(engine, run_dir, step, data=order.state(step))
     if start < training.steps:
-        checkpoint.save(engine, run_dir, training.steps)
+        checkpoint.save(engine, run_dir, training.steps, data=order.state(training.steps))
     checkpoint.export(engine, run_dir)
     tracker.close()
     progress.close()

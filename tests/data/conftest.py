@@ -1,4 +1,4 @@
-"""Small subjects for the tests of the data path: in memory, and as a folder of shards."""
+"""Small subjects for the tests of the data path: in memory, and as a folder of shards. `servers` is imported by bare name."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from mri_ds.data.members import encode_sample, key_of
 from mri_ds.data.shards import EncodedSubject, ShardWriter
 from mri_ds.sample import Sample
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests here share `synthesis_maps`, imported by bare name
+sys.path.insert(0, str(Path(__file__).parent))
 
 TASKS = {
     "tissue": TaskConfig(kind="segmentation", classes=["background", "grey", "white"]),
@@ -27,7 +27,7 @@ def tasks() -> dict[str, TaskConfig]:
     return TASKS
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_sample() -> Callable[..., Sample]:
     """make_sample(i, shape=..., spacing=..., without=("age",)) -> subject number i, the same each time."""
 
@@ -45,12 +45,11 @@ def make_sample() -> Callable[..., Sample]:
     return make
 
 
-@pytest.fixture
-def write_folder(tmp_path) -> Callable[..., Path]:
-    """write_folder(samples, per_shard=3) -> a folder whose split "train" holds these samples."""
+@pytest.fixture(scope="session")
+def write_into() -> Callable[..., Path]:
+    """write_into(folder, samples, per_shard=3) -> the folder, whose split "train" holds these samples."""
 
-    def write(samples: Sequence[Sample], *, per_shard: int = 3, name: str = "shards") -> Path:
-        folder = tmp_path / name
+    def write(folder: Path, samples: Sequence[Sample], *, per_shard: int = 3) -> Path:
         folder.mkdir()
         writer = ShardWriter(folder, "train")
         for i, sample in enumerate(samples):
@@ -70,3 +69,9 @@ def write_folder(tmp_path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def write_folder(tmp_path, write_into) -> Callable[..., Path]:
+    """write_folder(samples, per_shard=3) -> a new folder of them."""
+    return lambda samples, *, per_shard=3, name="shards": write_into(tmp_path / name, samples, per_shard=per_shard)

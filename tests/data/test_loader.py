@@ -8,7 +8,7 @@ import torch
 
 from mri_ds.config import DataConfig, TaskConfig
 from mri_ds.data.index import ShardDataset
-from mri_ds.data.loader import epoch_order, make_loader, position_to_sample
+from mri_ds.data.loader import make_loader
 from mri_ds.errors import InputError
 
 
@@ -55,18 +55,52 @@ def test_a_batch_is_a_plain_dict_of_the_stated_shapes(batches):
 
 
 def test_every_epoch_shows_every_subject_once_in_another_order(batches, dataset):
-    seen = ids(batches(14))  # 28 positions: four epochs of seven
-    epochs = [seen[i : i + 7] for i in range(0, 28, 7)]
-    assert all(sorted(epoch) == sorted(dataset.subject_ids) for epoch in epochs)
+    seen = ids(batches(16))  # two steps of four are an epoch of seven and one padded place
+    epochs = [seen[i : i + 8] for i in range(0, 32, 8)]
+    assert all(epoch[7] == "" and sorted(epoch[:7]) == sorted(dataset.subject_ids) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert seen == [dataset.subject_ids[position_to_sample(p, num_samples=7, seed=0)] for p in range(28)]
 
 
-def test_epoch_order_depends_on_seed_and_epoch_only():
-    assert np.array_equal(epoch_order(50, 3, 2), epoch_order(50, 3, 2))
-    assert sorted(epoch_order(50, 3, 2)) == list(range(50))
-    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(4) for epoch in range(4)}
-    assert len(orders) == 16
+def test_padding_repeats_the_batchs_own_images_and_masks_every_task(batches):
+    (batch,) = batches(1, global_batch=16, micro_batch=16)
+    assert batch["subject_id"][7:] == [""] * 9
+    assert all(not mask[7:].any() for mask in batch["mask"].values())
+    whole = batches(1, global_batch=16, micro_batch=16, data={"patch": (8, 9, 10)})[0]["image"]
+    assert all(torch.equal(whole[7 + i], whole[i % 7]) for i in range(9)), "uncropped, they are the same"
+    assert batch["mask"]["lesion"][:7].sum() == pytest.approx(16), "the labelled subjects weigh as much as the whole batch"
+
+
+def test_the_loss_of_a_padded_batch_is_the_mean_over_its_subjects(batches, tasks):
+    """MultiTaskLoss of 16 places on 4 ranks equals the plain mean of the 7 subjects' losses; padding gets no gradient."""
+    from mri_ds.losses import MultiTaskLoss
+
+    loss = MultiTaskLoss({name: {"kind": task.kind} for name, task in tasks.items()}, learn_task_weights=False)
+    parts = [b for rank in range(4) for b in batches(1, global_batch=16, micro_batch=4, rank=rank, world_size=4)]
+    torch.manual_seed(0)
+    predictions, total = [], 0.0
+    for batch in parts:
+        made = {
+            "tissue": torch.randn(4, 3, 8, 8, 8, requires_grad=True),
+            "lesion": torch.randn(4, 3, requires_grad=True),
+            "age": torch.randn(4, requires_grad=True),
+        }
+        predictions.append(made)
+        result = loss(made, batch["targets"], batch["mask"])
+        result["loss"].backward()
+        total += result["loss"].item() / 4
+    expected = 0.0
+    for task in tasks:
+        each = []
+        for batch, made in zip(parts, predictions):
+            for i, subject in enumerate(batch["subject_id"]):
+                if subject and batch["mask"][task][i] > 0:
+                    one = {name: value[i : i + 1].detach() for name, value in made.items()}
+                    alone = {name: (torch.ones(1) if name == task else torch.zeros(1)) for name in tasks}
+                    each.append(loss(one, {n: t[i : i + 1] for n, t in batch["targets"].items()}, alone)["loss"].item())
+                else:
+                    assert not made[task].grad[i].any(), "a masked place moved a weight"
+        expected += float(np.mean(each))
+    assert total == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -127,7 +161,7 @@ def test_weights_are_one_where_all_are_labelled_and_add_up_where_not(batches, da
     partly = 0
     for batch in batches(7, micro_batch=4):
         for task, mask in batch["mask"].items():
-            has = torch.tensor([subject in labelled[task] for subject in batch["subject_id"]])
+            has = torch.tensor([subject in labelled[task] for subject in batch["subject_id"]])  # padding is "" and has none
             assert torch.equal(mask > 0, has)
             assert torch.equal(mask[has], torch.full((int(has.sum()),), 4 / has.sum().item() if has.any() else 0.0))
             partly += not has.all()
@@ -141,7 +175,7 @@ def test_weights_count_the_labels_of_the_whole_global_batch_and_not_of_a_part(ba
         for task in batch["mask"]:
             weights = {s: w.item() for b in parts for s, w in zip(b["subject_id"], b["mask"][task])}
             assert weights == {s: w.item() for s, w in zip(batch["subject_id"], batch["mask"][task])}
-            mean = np.mean([b["mask"][task].mean().item() for b in parts])
+            mean = np.mean([b["mask"][task].mean().item() for b in parts])  # padding and all
             assert mean == pytest.approx(1.0, abs=1e-6)
 
 
