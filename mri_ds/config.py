@@ -7,7 +7,7 @@ A misspelt key is an error that names it and its nearest match.
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,6 +16,7 @@ from mri_ds.errors import InputError
 
 TaskKind = Literal["segmentation", "classification", "regression"]
 Triple = tuple[int, int, int]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -115,6 +116,10 @@ class DataConfig(_Strict):
     synthesis: SynthesisConfig | None = None  # samples made from label maps, beside those of the shards
 
 
+# keys of `data` on which the order of subjects depends, or that are of the machine: no stage may change them
+ORDER_KEYS = ["synthesis", "balance", "shuffle_shards", "skip_unreadable", "cache_dir", "cache_gib", "num_workers"]
+
+
 class LossConfig(_Strict):
     """Weights of the terms inside one task; between tasks the weights are learned."""
 
@@ -144,6 +149,58 @@ class TrainingConfig(_Strict):
     checkpoint_every: int = Field(default=100, ge=1)
 
 
+class PaceConfig(_Strict):
+    """How a level rises from `start` to `end` percent over `steps` steps, in jumps of `by`: DeepSpeed's CurriculumScheduler."""
+
+    start: int = Field(ge=1, le=100)
+    end: int = Field(default=100, ge=1, le=100)
+    steps: int = Field(ge=1)
+    by: int = Field(default=5, ge=1, le=100)
+    root: int = Field(default=1, ge=1)  # 1 rises evenly, 2 with the square root of the steps: fast at first
+
+    @model_validator(mode="after")
+    def _rises(self) -> "PaceConfig":
+        if self.end < self.start:
+            raise ValueError(f"end {self.end} is under start {self.start}: a curriculum goes from easy to hard")
+        if self.start % self.by or self.end % self.by:
+            raise ValueError(f"start {self.start} and end {self.end} must be multiples of by {self.by}")
+        return self
+
+
+class StageConfig(_Strict):
+    """What is different from `from_step` on: `tasks` are those that are learned (none: all), `data` replaces keys of `data:`."""
+
+    from_step: int = Field(default=0, ge=0)
+    tasks: list[str] = []
+    data: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _keeps_the_order(self) -> "StageConfig":
+        if fixed := [key for key in self.data if key in ORDER_KEYS]:
+            raise ValueError(f"data.{fixed[0]} cannot change within a run")
+        if auto := [key for key, value in validate_data(self.data).model_dump().items() if key in self.data and value == "auto"]:
+            raise ValueError(f"data.{auto[0]} cannot be auto in a stage: give its value")
+        return self
+
+
+class CurriculumConfig(_Strict):
+    """From easy to hard. Every section is optional: subjects (easiest first), crop, resolution, stages."""
+
+    difficulty: str = "loss"  # of a subject: its running loss, or a scalar label of the shards ("-age": high values are easy)
+    every: int = Field(default=50, ge=1)  # steps between changes; each starts the loader anew, which costs seconds
+    subjects: PaceConfig | None = None
+    crop: PaceConfig | None = None
+    resolution: PaceConfig | None = None
+    stages: list[StageConfig] = []
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> "CurriculumConfig":
+        steps = [stage.from_step for stage in self.stages]
+        if steps and (steps[0] != 0 or sorted(set(steps)) != steps):
+            raise ValueError(f"stages begin at steps {steps}: the first must begin at 0, each other one later")
+        return self
+
+
 class RunConfig(_Strict):
     """The whole science of one run."""
 
@@ -152,6 +209,7 @@ class RunConfig(_Strict):
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     tasks: dict[str, TaskConfig] = {}
+    curriculum: CurriculumConfig | None = None
 
 
 def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = (), scale: str | None = None) -> RunConfig:
@@ -175,13 +233,22 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
 
 def validate(raw: Mapping[str, Any], *, where: str = "config") -> RunConfig:
     """Plain mapping -> RunConfig. Raises InputError that names the first bad key, its value and the nearest valid key."""
+    return _validate(RunConfig, raw, where)
+
+
+def validate_data(raw: Mapping[str, Any], *, where: str = "data") -> DataConfig:
+    """Plain mapping -> DataConfig, as `validate`."""
+    return _validate(DataConfig, raw, where)
+
+
+def _validate(model: type[Model], raw: Mapping[str, Any], where: str) -> Model:
     try:
-        return RunConfig.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as err:
         first = next((e for e in err.errors() if e["type"] == "extra_forbidden"), err.errors()[0])
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = _known_keys(first["loc"][:-1])
+            known = _known_keys(model, first["loc"][:-1])
             raise InputError(f"unknown key {key!r}", where=where, fix=nearest(str(first["loc"][-1]), known)) from None
         raise InputError(f"{key} = {first['input']!r}: {first['msg']}", where=where, fix=f"correct {key}") from None
 
@@ -197,12 +264,19 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f"did you mean {match[0]!r}?" if match else f"use one of {', '.join(sorted(known))}"
 
 
-def _known_keys(loc: Sequence[Any]) -> list[str]:
-    sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
-    section: Any = sections.get(str(loc[0])) if loc else RunConfig
-    if loc and loc[0] == "tasks":
-        section = TaskConfig
-    return list(section.model_fields) if section is not None else []
+def _known_keys(section: type[BaseModel], loc: Sequence[Any]) -> list[str]:
+    """Keys of the section that stands at `loc` (names of sections, of tasks, numbers of stages)."""
+    for part in loc:
+        field = section.model_fields.get(str(part))
+        section = _section_in(field.annotation) or section if field is not None else section
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """TaskConfig of dict[str, TaskConfig], SynthesisConfig of SynthesisConfig | None, ..."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

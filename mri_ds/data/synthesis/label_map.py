@@ -64,6 +64,9 @@ class LabelMaps:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def name(self, number: int) -> str:
+        return stem(self.paths[number]) or self.paths[number].name
+
     def __getitem__(self, number: int) -> LabelMap:
         if number in self._cache:
             self._cache.move_to_end(number)

@@ -7,33 +7,18 @@ epoch shows every subject once as ever, and a synthetic place is another image e
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from mri_ds.config import DataConfig, SynthesisConfig, TaskConfig, Triple, nearest
+from mri_ds.data.order import num_synthetic
+from mri_ds.data.patches import PatchSource
 from mri_ds.data.preprocess import normalize
 from mri_ds.data.synthesis.from_labels import apply, sample_params
 from mri_ds.data.synthesis.label_map import LabelMap, LabelMaps
 from mri_ds.errors import InputError
-
-
-class Dataset(Protocol):
-    """The part of ShardDataset that is needed here."""
-
-    def __len__(self) -> int: ...
-
-    def has_label(self, index: int, task: str) -> bool: ...
-
-
-class Source(Protocol):
-    """The part of PatchSource that is needed here."""
-
-    @property
-    def dataset(self) -> Dataset: ...
-
-    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]: ...
 
 
 class LabelMapSource:
@@ -57,6 +42,9 @@ class LabelMapSource:
         """Whether samples of map `index` are labelled for `task`: all of them are, for one task."""
         return task == self.task
 
+    def subject_id(self, index: int) -> str:
+        return f"synthetic:{self.maps.name(index)}"
+
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One synthetic patch of label map `index`: image, spacing_mm, targets (fillers for all tasks but one), subject_id."""
         label_map = self.maps[index]
@@ -75,7 +63,7 @@ class LabelMapSource:
             "image": torch.from_numpy(normalize(image.numpy(), self.data.clip_percentiles)),
             "spacing_mm": torch.tensor(self.spacing_mm, dtype=torch.float32),
             "targets": {name: self._target(name, task, classes) for name, task in self.tasks.items()},
-            "subject_id": f"synthetic:{label_map.name}",
+            "subject_id": self.subject_id(index),
         }
 
     def _centre_mm(self, rng: np.random.Generator, label_map: LabelMap) -> np.ndarray:
@@ -99,10 +87,10 @@ class LabelMapSource:
 class MixedSource:
     """Subjects of the shards and synthetic ones in one line, with the interface of both."""
 
-    def __init__(self, real: Source, synthetic: LabelMapSource | None, share: float) -> None:
-        self.real, self.synthetic = real, synthetic
+    def __init__(self, real: PatchSource, synthetic: LabelMapSource | None) -> None:
+        self.real, self.synthetic, self.tasks = real, synthetic, real.tasks
         self.num_real = len(real.dataset)
-        self.num_synthetic = max(1, round(self.num_real * share / (1 - share))) if synthetic is not None else 0
+        self.num_synthetic = num_synthetic(self.num_real, synthetic.strengths) if synthetic is not None else 0
 
     def __len__(self) -> int:
         return self.num_real + self.num_synthetic
@@ -116,6 +104,15 @@ class MixedSource:
             return self.synthetic.has_label(self._map(index), task)
         return self.real.dataset.has_label(index, task)
 
+    def subject_id(self, index: int) -> str:
+        if self.synthetic is not None and self.is_synthetic(index):
+            return self.synthetic.subject_id(self._map(index))
+        return self.real.dataset.subject_ids[index]
+
+    def blank(self) -> dict[str, Any]:
+        """See PatchSource.blank."""
+        return self.real.blank()
+
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """See PatchSource.draw."""
         if self.synthetic is not None and self.is_synthetic(index):
@@ -128,7 +125,7 @@ class MixedSource:
 
 
 def with_synthesis(
-    real: Source, data: DataConfig, tasks: Mapping[str, TaskConfig], *, num_channels: int, cache_bytes: int = 2**30
+    real: PatchSource, data: DataConfig, tasks: Mapping[str, TaskConfig], *, num_channels: int, cache_bytes: int = 2**30
 ) -> MixedSource:
     """`real`, and where `data.synthesis` asks for them synthetic samples after it: the loader's one call.
 
@@ -137,10 +134,8 @@ def with_synthesis(
     >>> source = with_synthesis(PatchSource(...), data, tasks, num_channels=1)  # doctest: +SKIP
     """
     if data.synthesis is None:
-        return MixedSource(real, None, 0.0)
-    return MixedSource(
-        real, LabelMapSource(data, tasks, num_channels=num_channels, cache_bytes=cache_bytes), data.synthesis.share
-    )
+        return MixedSource(real, None)
+    return MixedSource(real, LabelMapSource(data, tasks, num_channels=num_channels, cache_bytes=cache_bytes))
 
 
 def _task(strengths: SynthesisConfig, tasks: Mapping[str, TaskConfig]) -> str:
