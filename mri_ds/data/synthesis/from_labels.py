@@ -4,12 +4,13 @@ Axes: C channel, T tissue, D H W voxels of the label map, P Q R voxels of the re
 In: a LabelMap, then the dice of `sample_params`.  Out of `apply`: image (C, P, Q, R) float32, labels (P, Q, R) int16.
 In this order: affine and elastic motion of the labels (read once, nearest), one Gaussian per tissue, shading, gamma, slice
 profile, thick slices or coarse voxels, ghosts and ringing, Rician noise, back onto the grid. Labels are those of the moved
-anatomy: what the scan blurs stays sharply labelled. Same params, same bytes.
+anatomy: what the scan blurs stays sharply labelled. Same params, same bytes, on any number of threads.
 Source: Billot et al. 2023 (SynthSeg), section 3; Gudbjartsson and Patz 1995 for the noise.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,12 +90,28 @@ def sample_params(
 
 def apply(label_map: LabelMap, params: SynthesisParams) -> tuple[Tensor, Tensor]:
     """The image that `params` makes of a label map, (C, P, Q, R) float32 >= 0 in no unit, and its labels (P, Q, R) int16."""
+    with _one_thread():
+        return _apply(label_map, params)
+
+
+def _apply(label_map: LabelMap, params: SynthesisParams) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(params.seed)
     rows = look_up(label_map, params, params.shape)
     fine_shape = sharp_shape(label_map, params.shape, params.spacing_mm)
     fine = rows if fine_shape == params.shape else look_up(label_map, params, fine_shape)
     image = torch.stack([_channel(label_map, params, fine, c, generator) for c in range(len(params.means))])
     return image, torch.from_numpy(label_map.class_of)[rows.int()]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrix products round differently on another number of threads; the same seed must give the same bytes everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def sharp_shape(label_map: LabelMap, shape: Triple, spacing_mm: Mm) -> Triple:

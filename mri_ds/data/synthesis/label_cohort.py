@@ -6,11 +6,9 @@ anatomy seen many times: to judge a network trained on them, hold out people, no
 """
 
 from functools import lru_cache, partial
-from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mri_ds.config import SynthesisConfig
 from mri_ds.data.nifti import write_image, write_label
@@ -80,8 +78,6 @@ def _write_subject(
     number: int, *, labels: Path, out: Path, seed: int, size: int | None, spacing_mm: float, strengths: SynthesisConfig
 ) -> str:
     """Writes one subject's files and returns its row of the table."""
-    if parent_process() is not None:
-        torch.set_num_threads(1)  # the processes share the cores
     maps, name = _maps(labels), f"sub-{number + 1:03d}"
     label_map = maps[number % len(maps)]
     params = sample_params(

@@ -101,7 +101,7 @@ def _read(where: Path) -> _Description:
     try:
         return _Description.model_validate(raw)
     except ValidationError as err:
-        first = err.errors()[0]
+        first = next((e for e in err.errors() if e["type"] == "extra_forbidden"), err.errors()[0])
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise InputError(f"unknown key {key!r}", where=where, fix=nearest(key, list(_Description.model_fields))) from None

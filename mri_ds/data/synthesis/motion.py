@@ -63,7 +63,7 @@ def _places(label_map: LabelMap, params: SynthesisParams, shape: Sequence[int], 
     if params.control_mm is not None:
         control = params.control_mm[axis]
         weights = [spline_weights(n, k - 3) for n, k in zip(shape, control.shape)]
-        along.append(np.einsum("pa,qb,abc->pqc", weights[0], weights[1], control, optimize=True))
+        along.append(_spread(control[None], weights)[0])
         over.append(weights[2].T)
     left = np.concatenate(along, axis=-1) / label_map.spacing_mm[axis]
     left[..., 0] += 1  # the border
@@ -72,9 +72,15 @@ def _places(label_map: LabelMap, params: SynthesisParams, shape: Sequence[int], 
 
 def smooth_field(control: np.ndarray, shape: Sequence[int]) -> Tensor:
     """Cubic B-spline over control points (N, k, k, k) -> (N, *shape) float32; k - 3 cells fill the field of view."""
-    p, q, r = (spline_weights(n, k - 3) for n, k in zip(shape, control.shape[1:]))
-    left = np.einsum("pa,qb,nabc->npqc", p, q, control, optimize=True)
-    return torch.from_numpy(left).float() @ torch.from_numpy(r.T).float()
+    weights = [spline_weights(n, k - 3) for n, k in zip(shape, control.shape[1:])]
+    return torch.from_numpy(_spread(control, weights)).float() @ torch.from_numpy(weights[2].T).float()
+
+
+def _spread(control: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
+    """Control points (N, k, k, k) read along the first two axes, (N, P, Q, k). By torch, whose threads `apply` holds to one."""
+    p, q = (torch.from_numpy(w) for w in weights[:2])
+    along_p = torch.einsum("pa,nabc->npbc", p, torch.from_numpy(control))
+    return np.asarray(torch.einsum("qb,npbc->npqc", q, along_p))
 
 
 def spline_weights(n: int, cells: int) -> np.ndarray:
