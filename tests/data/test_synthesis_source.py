@@ -130,6 +130,8 @@ def test_what_a_user_can_get_wrong(data, real, tasks, label_folder):
     (label_folder / "labels.yaml").write_text("classes: {whte: [2]}")
     with pytest.raises(InputError, match=r"class 'whte' is none of task 'tissue'.*did you mean 'white'"):
         LabelMapSource(data(), tasks, num_channels=1)
+    with pytest.raises(InputError, match=r"data\.synthesis\.labels is not set"):
+        LabelMapSource(data().model_copy(update={"synthesis": SynthesisConfig()}), tasks, num_channels=1)
     with pytest.raises(InputError, match="no such folder"):
         LabelMapSource(data().model_copy(update={"synthesis": SynthesisConfig(labels="absent")}), tasks, num_channels=1)
 

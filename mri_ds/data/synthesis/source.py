@@ -27,6 +27,8 @@ class LabelMapSource:
     def __init__(self, data: DataConfig, tasks: Mapping[str, TaskConfig], *, num_channels: int, cache_bytes: int = 2**30) -> None:
         """Raises InputError for a folder without label maps, and for classes that the task of the shards does not have."""
         assert data.synthesis is not None and data.spacing_mm != "auto" and data.patch != "auto"
+        if not data.synthesis.labels:
+            raise InputError("data.synthesis.labels is not set", fix="give a folder of label maps")
         self.data, self.tasks, self.num_channels = data, dict(tasks), num_channels
         self.strengths: SynthesisConfig = data.synthesis
         self.spacing_mm: tuple[float, float, float] = data.spacing_mm
