@@ -53,6 +53,7 @@ class Curriculum:
         self.stages = config.stages or [StageConfig()]
         self.fixed = None if config.difficulty == LOSS else metadata_difficulty(config.difficulty, dataset, num_samples)
         self.losses = np.full(num_samples, np.nan)
+        self.was_shown = np.zeros(num_samples, dtype=bool)
         self.plan = Plan(0, 0)
 
     def turn(self, step: int, levels: Mapping[str, int]) -> Plan:
@@ -73,7 +74,8 @@ class Curriculum:
         return step % self.config.every == 0 or any(stage.from_step == step for stage in self.stages)
 
     def learn(self, subjects: Sequence[int], losses: Sequence[float]) -> None:
-        """Takes in the losses of one step's subjects; those that are not finite (no label) are passed over."""
+        """Takes in the losses of one step's subjects; one that is not finite (no label) says only that the subject was shown."""
+        self.was_shown[list(subjects)] = True
         for subject, loss in zip(subjects, losses, strict=True):
             if math.isfinite(loss):
                 known = self.losses[subject]
@@ -81,7 +83,7 @@ class Curriculum:
 
     def state(self) -> dict[str, Any]:
         """Plain numbers and lists: what a checkpoint keeps."""
-        return {"plan": asdict(self.plan), "losses": self.losses.tolist()}
+        return {"plan": asdict(self.plan), "losses": self.losses.tolist(), "was_shown": self.was_shown.tolist()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Raises InputError for a state of another number of subjects."""
@@ -89,12 +91,13 @@ class Curriculum:
             what = f"the checkpoint's curriculum has {len(state['losses'])} subjects, the data {len(self.losses)}"
             raise InputError(what, fix="train on the same data, or in a new run folder")
         self.losses = np.array(state["losses"], dtype=np.float64)
+        self.was_shown = np.array(state["was_shown"], dtype=bool)
         self.plan = Plan(**{**state["plan"], "pool": tuple(state["plan"]["pool"])})
 
     def _pool(self, percent: int) -> tuple[int, ...]:
-        """The easiest `percent` of the subjects, one at least; () for all, and as long as some have shown no loss yet."""
+        """The easiest `percent` of the subjects, one at least; () for all, and by loss until each was shown. NaN is hardest."""
         difficulty = self.losses if self.fixed is None else self.fixed
-        if percent >= 100 or np.isnan(difficulty).any():
+        if percent >= 100 or (self.fixed is None and not self.was_shown.all()):
             return ()
         return tuple(np.argsort(difficulty, kind="stable")[: max(1, math.ceil(len(difficulty) * percent / 100))].tolist())
 

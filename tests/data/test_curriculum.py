@@ -50,6 +50,11 @@ class TestPool:
         course.learn([8], [float("nan")])  # a subject without any label in this step's stage
         assert course.turn(2, {"subjects": 40}).pool == (8, 7, 6, 5)
 
+    def test_a_subject_that_never_has_a_label_does_not_hold_the_others_up(self, dataset):
+        course = curriculum(dataset)
+        course.learn(range(10), [*np.linspace(2, 1, 9), float("nan")])
+        assert course.turn(0, {"subjects": 90}).pool == (8, 7, 6, 5, 4, 3, 2, 1, 0)
+
     def test_running_loss_by_hand(self, dataset):
         """2, then 1: 2 + 0.3 (1 - 2) = 1.7, then 1: 1.7 - 0.21 = 1.49."""
         course = curriculum(dataset)
