@@ -16,10 +16,10 @@ from synthesis_maps import IDS, LIA, nested_ellipsoids, write_map
 from mri_ds.config import SynthesisConfig
 from mri_ds.data.synthesis import acquisition
 from mri_ds.data.synthesis.acquisition import Scan, from_scan, to_scan
-from mri_ds.data.synthesis.from_labels import SynthesisParams, apply, sample_params
+from mri_ds.data.synthesis.from_labels import apply, sample_params
 from mri_ds.data.synthesis.label_map import LabelMap, LabelMaps, load_label_map
 from mri_ds.data.synthesis.label_table import FREESURFER, read_table
-from mri_ds.data.synthesis.motion import _places, draw_affine, smooth_field
+from mri_ds.data.synthesis.motion import View, _places, draw_affine, smooth_field
 from mri_ds.errors import InputError
 
 REAL = Path(os.environ.get("MRI_DS_REAL_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "label_maps"
@@ -238,7 +238,7 @@ class TestStatistics:
 
 class TestMotion:
     @staticmethod
-    def places(params: SynthesisParams, spacing_mm: np.ndarray) -> np.ndarray:
+    def places(params: View, spacing_mm: np.ndarray) -> np.ndarray:
         """Voxel coordinates (3, P, Q, R) in the map: affine by hand, displacements by scipy's B-splines."""
         grid = np.meshgrid(*(np.arange(n) for n in params.shape), indexing="ij")
         offset = np.stack([(g + 0.5 - n / 2) * s for g, n, s in zip(grid, params.shape, params.spacing_mm)])
@@ -254,7 +254,7 @@ class TestMotion:
         affine = LIA @ np.diag([1.0, 1.5, 0.8, 1.0])
         label_map = load_label_map(write_map(tmp_path / "a.nii", nested_ellipsoids(), affine), read_table(tmp_path))
         params = draw(label_map, seed, shape=(30, 26, 34), spacing_mm=(1.3, 1.0, 1.1), flip=True, **CLEAN)
-        where = self.places(params, label_map.spacing_mm)
+        where = self.places(params.view, label_map.spacing_mm)
         nearest = map_coordinates(label_map.rows.numpy(), where + 1, order=0, mode="grid-constant", cval=0)
         labels = apply(label_map, params)[1].numpy()
         between = np.abs(where + 0.5 - np.rint(where + 0.5)).min(axis=0) < 1e-3  # a place between two voxels may go either way
@@ -262,9 +262,9 @@ class TestMotion:
         assert between.mean() < 0.01 and labels.any()
 
     def test_flips_only_where_left_and_right_may_be_exchanged(self, label_map):
-        flips = [np.linalg.det(draw(label_map, seed, flip=True).matrix) < 0 for seed in range(60)]
+        flips = [np.linalg.det(draw(label_map, seed, flip=True).view.matrix) < 0 for seed in range(60)]
         assert 15 < sum(flips) < 45
-        assert all(np.linalg.det(draw(label_map, seed).matrix) > 0 for seed in range(60))
+        assert all(np.linalg.det(draw(label_map, seed).view.matrix) > 0 for seed in range(60))
 
     def test_affine_stays_within_its_strengths(self):
         for seed in range(50):
@@ -277,10 +277,10 @@ class TestMotion:
     def test_the_strongest_deformation_does_not_fold(self, label_map):
         """Along each axis neighbours keep their order, at the largest displacement that the configuration takes."""
         for seed in range(5):
-            params = draw(label_map, seed, shape=(40, 40, 40), **STILL | {"elastic_mm": 8, "elastic_grid_mm": 20}, **CLEAN)
-            control = np.sign(np.random.default_rng(seed).normal(size=params.control_mm.shape)) * 8
-            params = replace(params, control_mm=control)
-            steps = [torch.diff(_places(label_map, params, params.shape, axis), dim=axis) for axis in range(3)]
+            view = draw(label_map, seed, shape=(40, 40, 40), **STILL | {"elastic_mm": 8, "elastic_grid_mm": 20}, **CLEAN).view
+            control = np.sign(np.random.default_rng(seed).normal(size=view.control_mm.shape)) * 8
+            view = replace(view, control_mm=control)
+            steps = [torch.diff(_places(label_map, view, view.shape, axis), dim=axis) for axis in range(3)]
             assert min(float(step.min()) for step in steps) > 0
         with pytest.raises(ValueError, match="could fold space"):
             SynthesisConfig(elastic_mm=9, elastic_grid_mm=20)

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mri_ds.config import SynthesisConfig
+from mri_ds.config import SynthesisConfig, Triple
 from mri_ds.data.synthesis.acquisition import PROFILE_STD, Scan, from_scan, to_scan
 from mri_ds.data.synthesis.label_map import LabelMap
-from mri_ds.data.synthesis.motion import draw_affine, draw_control_points, look_up, smooth_field
+from mri_ds.data.synthesis.motion import View, draw_affine, draw_control_points, look_up, smooth_field
 
 MEANS, STDS = (25.0, 225.0), (5.0, 25.0)  # of a tissue's Gaussian
 DARK_BACKGROUND = (10.0, 5.0)  # largest mean and standard deviation of air
@@ -30,19 +30,14 @@ THICK_SLICES_PROB = 0.5  # one axis is coarse; else all three alike
 PROFILE_SPREAD = 0.05  # relative: no scanner's profile is exactly Gaussian
 GHOSTS, RINGING = ((2, 4), (0.05, 0.3)), (0.5, 0.9)  # copies and strength; share of k-space kept
 
-Triple = tuple[int, int, int]
 Mm = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class SynthesisParams:
-    """The dice of one image. Lengths in mm; arrays are float64."""
+    """The dice of one image; arrays are float64."""
 
-    shape: Triple
-    spacing_mm: Mm
-    centre_mm: np.ndarray  # (3,) what the middle of the result shows, from the outer corner of the label map
-    matrix: np.ndarray  # (3, 3) place in the result, from its middle -> place in the label map, from centre_mm
-    control_mm: np.ndarray | None  # (3, k, k, k) displacements of the control points
+    view: View
     means: np.ndarray  # (C, T)
     stds: np.ndarray  # (C, T)
     log_gain: np.ndarray | None  # (C, k, k, k)
@@ -73,11 +68,7 @@ def sample_params(
     means, stds = _draw_tissues(rng, num_channels, label_map.num_tissues)
     bias, knots = strengths.bias * rng.random(), (num_channels, *[BIAS_CELLS + 3] * 3)
     return SynthesisParams(
-        shape=shape,
-        spacing_mm=spacing_mm,
-        centre_mm=np.asarray(centre_mm, dtype=np.float64),
-        matrix=matrix,
-        control_mm=control_mm,
+        view=View(shape, spacing_mm, np.asarray(centre_mm, dtype=np.float64), matrix, control_mm),
         means=means,
         stds=stds,
         log_gain=rng.normal(0, bias, size=knots) if strengths.bias else None,
@@ -96,9 +87,10 @@ def apply(label_map: LabelMap, params: SynthesisParams) -> tuple[Tensor, Tensor]
 
 def _apply(label_map: LabelMap, params: SynthesisParams) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(params.seed)
-    rows = look_up(label_map, params, params.shape)
-    fine_shape = sharp_shape(label_map, params.shape, params.spacing_mm)
-    fine = rows if fine_shape == params.shape else look_up(label_map, params, fine_shape)
+    view = params.view
+    rows = look_up(label_map, view, view.shape)
+    fine_shape = sharp_shape(label_map, view.shape, view.spacing_mm)
+    fine = rows if fine_shape == view.shape else look_up(label_map, view, fine_shape)
     image = torch.stack([_channel(label_map, params, fine, c, generator) for c in range(len(params.means))])
     return image, torch.from_numpy(label_map.class_of)[rows.int()]
 
@@ -130,7 +122,7 @@ def _channel(label_map: LabelMap, params: SynthesisParams, rows: Tensor, c: int,
     image = to_scan(image, params.scans[c])
     if params.noise_std[c]:
         image = _rician(image, float(params.noise_std[c]), generator)
-    return from_scan(image, params.shape).clamp_(min=0)
+    return from_scan(image, params.view.shape).clamp_(min=0)
 
 
 def paint(rows: Tensor, means: np.ndarray, stds: np.ndarray, generator: torch.Generator) -> Tensor:

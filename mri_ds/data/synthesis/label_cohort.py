@@ -93,7 +93,7 @@ def _write_subject(
     image, classes = apply(label_map, params)
     stored = np.rint(np.clip(image[0].numpy() * STORED_PER_UNIT, 0, np.iinfo(np.int16).max)).astype(np.int16)
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
-    affine[:3, 3] = -(np.array(params.shape) - 1) / 2 * spacing_mm
+    affine[:3, 3] = -(np.array(params.view.shape) - 1) / 2 * spacing_mm
     write_image(out / "images" / f"{name}_{CHANNEL}.nii.gz", stored, affine)
     write_label(out / "labels" / f"{name}_{TASK}.nii.gz", classes.numpy(), affine)
     return f"{name}\t{label_map.name}"

@@ -6,21 +6,29 @@ worked out on small arrays, and one product of matrices gives the places of all 
 Source: Rueckert et al. 1999 (free-form deformations), eq. 3; Choi and Lee 2000 for the bound that keeps space from folding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mri_ds.data.synthesis.from_labels import SynthesisParams
-    from mri_ds.data.synthesis.label_map import LabelMap
+from mri_ds.config import Triple
+from mri_ds.data.synthesis.label_map import LabelMap
 
 NO_FOLD = 0.4  # of the distance between control points: the largest displacement that surely keeps neighbours in order
+
+
+@dataclass(frozen=True)
+class View:
+    """What of a label map the result shows. Lengths in mm; arrays are float64."""
+
+    shape: Triple
+    spacing_mm: tuple[float, float, float]
+    centre_mm: np.ndarray  # (3,) what the middle of the result shows, from the outer corner of the label map
+    matrix: np.ndarray  # (3, 3) place in the result, from its middle -> place in the label map, from centre_mm
+    control_mm: np.ndarray | None = None  # (3, k, k, k) displacements of the control points
 
 
 def draw_affine(rng: np.random.Generator, *, rotate_deg: float, scale: float, shear: float) -> np.ndarray:
@@ -41,27 +49,25 @@ def draw_control_points(
     return rng.uniform(-amplitude, amplitude, size=(3, *(c + 3 for c in cells)))
 
 
-def look_up(label_map: LabelMap, params: SynthesisParams, shape: Sequence[int]) -> Tensor:
-    """The map's rows at each voxel of a grid of `shape` over the field of view of `params`, (P, Q, R); background outside."""
+def look_up(label_map: LabelMap, view: View, shape: Sequence[int]) -> Tensor:
+    """The map's rows at each voxel of a grid of `shape` over the view's extent, (P, Q, R); background outside the map."""
     size = label_map.rows.shape
     flat = None
     for axis, extent in enumerate(size):
-        place = _places(label_map, params, shape, axis).clamp_(0, extent - 0.5).int()
+        place = _places(label_map, view, shape, axis).clamp_(0, extent - 0.5).int()
         flat = place if flat is None else flat.mul_(extent).add_(place)
     assert flat is not None
     return label_map.rows.flatten().index_select(0, flat.flatten()).view(tuple(shape))
 
 
-def _places(label_map: LabelMap, params: SynthesisParams, shape: Sequence[int], axis: int) -> Tensor:
+def _places(label_map: LabelMap, view: View, shape: Sequence[int], axis: int) -> Tensor:
     """Where each voxel's centre lies along one axis of the padded map, (P, Q, R) float32: v to v + 1 is voxel v."""
-    p, q, r = (
-        ((np.arange(n) + 0.5) / n - 0.5) * full * s for n, full, s in zip(shape, params.shape, params.spacing_mm, strict=True)
-    )
-    row = params.matrix[axis]
-    first = params.centre_mm[axis] + row[0] * p[:, None] + row[1] * q
+    p, q, r = (((np.arange(n) + 0.5) / n - 0.5) * full * s for n, full, s in zip(shape, view.shape, view.spacing_mm, strict=True))
+    row = view.matrix[axis]
+    first = view.centre_mm[axis] + row[0] * p[:, None] + row[1] * q
     along, over = [first[..., None], np.full((len(p), len(q), 1), row[2])], [np.ones((1, len(r))), r[None]]
-    if params.control_mm is not None:
-        control = params.control_mm[axis]
+    if view.control_mm is not None:
+        control = view.control_mm[axis]
         weights = [spline_weights(n, k - 3) for n, k in zip(shape, control.shape)]
         along.append(_spread(control[None], weights)[0])
         over.append(weights[2].T)
