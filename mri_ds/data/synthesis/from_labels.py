@@ -9,7 +9,7 @@ Source: Billot et al. 2023 (SynthSeg), section 3; Gudbjartsson and Patz 1995 for
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -54,7 +54,7 @@ def sample_params(
     shape: Triple,
     spacing_mm: Mm,
     num_channels: int,
-    centre_mm: Sequence[float],
+    centre_mm: np.ndarray,
     strengths: SynthesisConfig,
     may_flip: bool = False,
 ) -> SynthesisParams:
@@ -68,7 +68,7 @@ def sample_params(
     means, stds = _draw_tissues(rng, num_channels, label_map.num_tissues)
     bias, knots = strengths.bias * rng.random(), (num_channels, *[BIAS_CELLS + 3] * 3)
     return SynthesisParams(
-        view=View(shape, spacing_mm, np.asarray(centre_mm, dtype=np.float64), matrix, control_mm),
+        view=View(shape, spacing_mm, centre_mm, matrix, control_mm),
         means=means,
         stds=stds,
         log_gain=rng.normal(0, bias, size=knots) if strengths.bias else None,
