@@ -22,8 +22,22 @@ class InputError(ValueError):
         super().__init__(f"{text} Fix: {fix}{'' if fix.endswith(('.', '?')) else '.'}" if fix else text)
 
 
+class CorruptError(InputError):
+    """Stored bytes that are not those that were written: a checksum does not match. The only bad input a reader may skip."""
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return _SaidCorrupt, (str(self),)
+
+
 class _Said(InputError):
     """An InputError that came from another process, its text ready-made."""
+
+    def __init__(self, text: str) -> None:
+        ValueError.__init__(self, text)
+
+
+class _SaidCorrupt(CorruptError):
+    """A CorruptError that came from another process."""
 
     def __init__(self, text: str) -> None:
         ValueError.__init__(self, text)

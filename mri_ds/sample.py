@@ -35,6 +35,7 @@ class Sample(TypedDict):
     image: np.ndarray  # (C, D, H, W) float32
     affine: np.ndarray  # (4, 4) float64
     spacing_mm: np.ndarray  # (3,) float64
+    acquisition: NotRequired[list[dict[str, float | str]]]  # per channel, what DICOM said of its making; {}: nothing known
     targets: dict[str, Any]  # segmentation: (D, H, W) int16; classification: int class index; regression: float
 
 

@@ -23,6 +23,7 @@ FLOORS = [
     {"training"},
     {"inference"},
     {"evaluation"},
+    {"bench"},
     {"cli"},
     {"__main__"},
 ]

@@ -46,18 +46,26 @@ def stdout_for_result() -> Iterator[None]:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Progress]:
-    """Yields `report(done, total)`: a bar on a terminal's stderr, elsewhere a line every 5 s and at the end."""
+def progress(label: str, unit: str = "") -> Iterator[Progress]:
+    """Yields `report(done, total)`: a bar on a terminal's stderr, elsewhere a line every 5 s and at the end; with the rate."""
     if not sys.stderr.isatty():
-        yield _plain_lines(label)
+        yield _plain_lines(label, unit)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    rate = _Rate(unit)
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        bar = bars.add_task(label, total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
+        bar = bars.add_task(label, total=None, rate="")
+        yield lambda done, total: bars.update(bar, completed=done, total=total, rate=rate.text(done))
 
 
 def output_folder(path: Path) -> Path:
@@ -69,17 +77,35 @@ def output_folder(path: Path) -> Path:
     return path
 
 
-def _plain_lines(label: str) -> Progress:
-    last = time.monotonic()
+def _plain_lines(label: str, unit: str) -> Progress:
+    last, rate = time.monotonic(), _Rate(unit)
 
     def report(done: int, total: int) -> None:
         nonlocal last
-        now = time.monotonic()
+        now, speed = time.monotonic(), rate.text(done, total)
         if done == total or now - last >= PLAIN_LINE_EVERY_S:
             last = now
-            print(f"{label}: {done}/{total}", file=sys.stderr, flush=True)
+            print(f"{label}: {done}/{total}" + (f", {speed}" if speed else ""), file=sys.stderr, flush=True)
 
     return report
+
+
+class _Rate:
+    """How fast it goes, counted from the first report: what was done before this call does not flatter it."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit = f" {unit}" if unit else ""
+        self.first: tuple[float, int] | None = None
+
+    def text(self, done: int, total: int = 0) -> str:
+        """As "3.4 volumes/s", with a total "3.4 volumes/s, 58 s left"; "" while nobody can tell."""
+        now = time.monotonic()
+        self.first = self.first or (now, done)
+        started, before = self.first
+        if done == before or now == started:
+            return ""
+        rate = (done - before) / (now - started)
+        return f"{rate:.3g}{self.unit}/s" + (f", {(total - done) / rate:.0f} s left" if total > done else "")
 
 
 def _finite(value: Any) -> Any:

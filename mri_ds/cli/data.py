@@ -1,4 +1,5 @@
-"""Commands that make the data: `synthesize` (NIfTI subjects out of nothing) and `shard` (a dataset -> WebDataset tars)."""
+"""Commands that make the data: `synthesize` (NIfTI subjects out of nothing), `shard` (a dataset -> WebDataset tars) and `lint`
+(what is wrong with them)."""
 
 from pathlib import Path
 from typing import Annotated
@@ -54,10 +55,15 @@ def shard(
     out: Annotated[Path, typer.Option("--out", help="Folder to write the tars and manifest.json into.")] = Path("shards"),
     folds: Annotated[int, typer.Option("--folds", min=2, help="Parts that the subjects are dealt into.")] = 5,
     fold: Annotated[int, typer.Option("--fold", min=0, help="Which part is held out as `test`.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable subjects out instead of stopping.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a subject that cannot be used, instead of skipping it.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes. Default: the cores that pay.")] = None,
     json: Json = False,
 ) -> None:
     """Check a dataset and write it as WebDataset tars, split into train and test by subject.
+
+    A call that was stopped goes on where it was when it is made again. Subjects that cannot be used are listed and left out.
 
     Example: `mri-ds shard Task04_Hippocampus --out shards --folds 5 --fold 0`
     """
@@ -68,8 +74,8 @@ def shard(
 
     dataset = find_dataset(source)
     console.output_folder(out)
-    with console.stdout_for_result(), console.progress("shard") as report:
-        manifest = write_shards(dataset, out, num_folds=folds, fold=fold, skip_bad=skip_bad, progress=report)
+    with console.stdout_for_result(), console.progress("shard", unit="volumes") as report:
+        manifest = write_shards(dataset, out, num_folds=folds, fold=fold, strict=strict, num_workers=workers, progress=report)
     if json:
         console.print_json(manifest.model_dump(mode="json"))
         return
@@ -79,3 +85,29 @@ def shard(
         print(f"not used: {line}")
     for line in manifest.skipped:
         print(f"skipped {line}")
+
+
+def lint(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of shards.")],
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes. Default: one per core.")] = None,
+    json: Json = False,
+) -> None:
+    """Check shards: checksums, index, geometry, labels, leakage between splits, balance, outliers. Exit code 2 on errors.
+
+    Example: `mri-ds lint shards`
+    """
+    from mri_ds.data.lint import lint as run_lint
+
+    with console.stdout_for_result(), console.progress("lint", unit="shards") as report:
+        result = run_lint(folder, num_workers=workers, progress=report)
+    if json:
+        console.print_json(result.as_dict())
+    else:
+        for finding in result.findings:
+            print(finding)
+    num_bad = len(result.findings) if strict else result.num_errors
+    if num_bad:
+        raise InputError(f"{num_bad} findings", where=folder, fix="mend the source and shard it again")
+    if not json:
+        print(f"{', '.join(f'{count} {split}' for split, count in result.num_samples.items())} subjects: no error")

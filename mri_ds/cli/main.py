@@ -12,12 +12,13 @@ import typer
 from typer.core import TyperGroup
 
 from mri_ds import __version__
-from mri_ds.cli import console, data, network, results, train
+from mri_ds.cli import bench, console, data, network, results, train
 from mri_ds.errors import InputError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "synthesize": data.synthesize,
     "shard": data.shard,
+    "lint": data.lint,
     "info": network.info,
     "train": train.train,
     "evaluate": results.evaluate,
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(bench.app, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

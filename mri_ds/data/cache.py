@@ -1,7 +1,7 @@
 """A folder of pieces of remote files, bounded in size, shared by all processes of a node; the least recently used go first.
 
 In: keys (any text) and bytes.  Out: the same bytes, or None.
-It is only ever a help: a full disk, a damaged piece or a folder that cannot be written means a miss and one warning, not an error.
+It is only ever a help: a full disk, a damaged piece or a folder that cannot be written means a miss and one warning, no error.
 - Readers take no lock. A piece is written beside and renamed into place, so it is there whole or not at all; its checksum
   tells what a power cut left. A piece that is evicted while it is read stays readable until it is closed.
 - Writers take turns under a lock, for which nobody waits long. The bytes of a piece are added to a counter before it is written,
@@ -20,7 +20,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOG = logging.getLogger(__name__)
@@ -56,10 +56,8 @@ class DiskCache:
         if len(head) != HEAD.size or HEAD.unpack(head) != (MAGIC, zlib.crc32(data), len(data)):
             path.unlink(missing_ok=True)  # torn by a crash
             return None
-        try:
+        with suppress(OSError):  # evicted meanwhile
             os.utime(path)  # used just now
-        except OSError:  # evicted meanwhile
-            pass
         return data
 
     def put(self, key: str, data: bytes) -> None:
@@ -68,7 +66,8 @@ class DiskCache:
         if size > EVICT_TO * self.max_bytes or time.monotonic() < self._paused_until or path.exists():
             return
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
             if shutil.disk_usage(self.folder).free < self.keep_free_bytes + size:
                 raise OSError(errno.ENOSPC, "the disk is nearly full")
             with self._locked() as counter:

@@ -1,91 +1,64 @@
-"""One array as bytes: a .npy file inside one Zstandard frame.
+"""One block of voxels as bytes: its bytes shuffled, then one Zstandard frame.
 
-In: float32, int16 or uint8 arrays.  Out: bytes, the same ones for the same array.
-Reading trusts nothing: the frame's stated size is held against a cap, and the .npy header against that size, before any memory
-is allocated for voxels; nothing is unpickled. The frame carries a checksum, so that a flipped bit is an error and not a voxel.
-Source: RFC 8878 (Zstandard); numpy.lib.format (.npy, version 1.0).
+In: float32, int32, int16, uint16 or uint8 blocks.  Out: bytes, the same ones for the same block.
+Shuffling puts the low bytes of all voxels first, then the high ones, which hardly change: a fifth smaller than without for int16
+MRI, and still read at about 1 GB/s a core. Differences between neighbours save another tenth and halve that speed: not worth it.
+Reading trusts nothing: a frame's stated size is held against the block's before any memory is allocated, nothing is unpickled.
+Source: RFC 8878 (Zstandard); the shuffle filter of HDF5 and Blosc.
 """
 
-import io
-import math
+import zlib
 
 import numpy as np
 import zstandard
-from numpy.lib import format as npy
-
-from mri_ds.errors import InputError
 
 LEVEL = 3
-MAX_ARRAY_BYTES = 4 * 2**30  # 4 GiB: four channels of 640^3 float32
-DTYPES = ("float32", "int16", "uint8")
-FIX = "shard the data again"
+DTYPES = ("float32", "int16", "uint16", "uint8", "int32")  # their place is their code in a file: append only
 
 
-def encode_array(array: np.ndarray) -> bytes:
-    """Array of one of DTYPES -> bytes."""
-    array = np.ascontiguousarray(array)
-    assert array.dtype.name in DTYPES, f"{array.dtype} cannot be stored: use one of {DTYPES}"
-    plain = io.BytesIO()
-    npy.write_array(plain, array, version=(1, 0), allow_pickle=False)
-    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(plain.getbuffer())
+def encode_block(block: np.ndarray, compressor: zstandard.ZstdCompressor) -> bytes:
+    """Block of one of DTYPES -> one frame."""
+    planes = np.ascontiguousarray(block).reshape(-1).view(np.uint8).reshape(-1, block.itemsize).T
+    return compressor.compress(np.ascontiguousarray(planes).data)
 
 
-def as_stored(image: np.ndarray) -> np.ndarray:
-    """float32 that holds nothing but integers of int16's range, as scanners write them, becomes int16: half the size, lossless.
+def decode_block(
+    frame: bytes, shape: tuple[int, ...], dtype: np.dtype, decompressor: zstandard.ZstdDecompressor
+) -> list[np.ndarray]:
+    """The inverse, up to the last step: `dtype.itemsize` planes of `shape` uint8, the low bytes of all voxels first.
 
-    >>> as_stored(np.float32([0, 7])).dtype, as_stored(np.float32([0, 7.5])).dtype
-    (dtype('int16'), dtype('float32'))
+    Raises ValueError for what is not one whole frame of exactly that size.
     """
-    if image.dtype != np.float32 or image.size == 0 or not (image.min() >= -32768 and image.max() <= 32767):  # so is NaN
-        return image
-    small = image.astype(np.int16)
-    return small if np.array_equal(small, image) else image
-
-
-def decode_array(data: bytes, *, where: str = "") -> np.ndarray:
-    """Bytes -> array, as it was stored. Raises InputError for anything but a whole, plain array under the cap.
-
-    >>> decode_array(encode_array(np.arange(6, dtype=np.int16).reshape(2, 3))).tolist()
-    [[0, 1, 2], [3, 4, 5]]
-    """
+    num_voxels = int(np.prod(shape, dtype=np.int64))
     try:
-        size = zstandard.frame_content_size(data)
-        if size < 0:
-            raise InputError("Zstandard frame does not state its size", where=where, fix="compress it in one piece")
-        if size > MAX_ARRAY_BYTES:
-            raise InputError(
-                f"array of {size} bytes is over the cap of {MAX_ARRAY_BYTES}", where=where, fix="store smaller volumes"
-            )
-        with zstandard.ZstdDecompressor().stream_reader(data) as stream:
-            return _read_npy(stream, size, where)
+        stated = zstandard.frame_content_size(frame)
+        if stated != num_voxels * dtype.itemsize:
+            raise ValueError(f"frame of {stated} bytes where {num_voxels * dtype.itemsize} belong")
+        data = decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as err:
-        raise InputError(f"is damaged ({err})", where=where, fix=FIX) from None
+        raise ValueError(str(err)) from None
+    if len(data) != num_voxels * dtype.itemsize:
+        raise ValueError(f"frame holds {len(data)} bytes where {num_voxels * dtype.itemsize} belong")
+    return list(np.frombuffer(data, dtype=np.uint8).reshape(dtype.itemsize, *shape))
 
 
-def _read_npy(stream: zstandard.ZstdDecompressionReader, size: int, where: str) -> np.ndarray:
-    try:
-        version = npy.read_magic(stream)
-        if version != (1, 0):  # later versions state header lengths up to 4 GiB
-            raise ValueError(f"npy version {version}")
-        shape, is_fortran, dtype = npy.read_array_header_1_0(stream)
-    except Exception as err:  # on broken headers numpy's parser raises half a dozen kinds
-        raise InputError(f"is not a plain .npy array ({err})", where=where, fix=FIX) from None
-    if dtype.name not in DTYPES or not dtype.isnative:
-        raise InputError(f"holds {dtype.str}", where=where, fix=f"store one of {', '.join(DTYPES)}, little-endian")
-    num_bytes = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or stream.tell() + num_bytes != size:
-        raise InputError(f"states shape {shape} of {dtype} but holds {size} bytes", where=where, fix=FIX)
-    array = np.empty(num_bytes, dtype=np.uint8)
-    if _fill(array, stream) != num_bytes or stream.read(1):
-        raise InputError(f"is shorter or longer than its shape {shape} says", where=where, fix=FIX)
-    order = shape[::-1] if is_fortran else shape
-    voxels = array.view(dtype).reshape(order)
-    return voxels.T if is_fortran else voxels
+def checksum(data: bytes) -> int:
+    """CRC-32, 32 bits: a flipped bit is always found. At 3 GB/s it costs less than reading."""
+    return zlib.crc32(data)
 
 
-def _fill(array: np.ndarray, stream: zstandard.ZstdDecompressionReader) -> int:
-    """Reads until the array is full or the stream ends; returns the number of bytes read."""
-    view, done = memoryview(array.data), 0
-    while done < len(view) and (count := stream.readinto(view[done:])):
-        done += count
-    return done
+def as_stored(array: np.ndarray) -> np.ndarray:
+    """Whole numbers of a small range, as scanners write them and labels are, in 8 or 16 bits: smaller, and nothing is lost.
+
+    >>> as_stored(np.float32([0, 7])).dtype, as_stored(np.float32([0, 7.5])).dtype, as_stored(np.int16([0, 7])).dtype
+    (dtype('uint8'), dtype('float32'), dtype('uint8'))
+    """
+    if array.size == 0:
+        return array
+    low, high = array.min(), array.max()  # NaN compares as False
+    for name in ("uint8", "int16", "uint16"):
+        info = np.iinfo(name)
+        if low >= info.min and high <= info.max:
+            small = array.astype(name)
+            return small if np.array_equal(small, array) else array
+    return array

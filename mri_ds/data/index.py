@@ -1,47 +1,37 @@
-"""Where every sample lies in its tar: random access to shards without unpacking or scanning them.
+"""The samples of one split by number: any of them, whole or a box of it, without unpacking or scanning tars.
 
-In: a folder of shards, here or at a URL (remote.py).  Out: Samples, each read by byte range.
-One JSON index per shard (train-000000.tar -> train-000000.index.json); a shard without one is scanned once and indexed in memory,
-so that tars written by webdataset.TarWriter under the same member names are read too.
+Axes: C channel, D H W voxels.  In: a folder of shards, here or at a URL.  Out: Samples, each read by byte range.
 """
 
-import json
-import os
-import tarfile
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-from pydantic import BaseModel
+import numpy as np
 
 from mri_ds.config import TaskConfig, nearest
-from mri_ds.data.manifest import FORMAT_VERSION, Manifest, check_format_version, read_manifest
-from mri_ds.data.members import FIX, IMAGE, META, decode_meta, decode_sample, task_of
+from mri_ds.data.chunks import Layout, ReadAt, decode_array, read_box, read_layout
+from mri_ds.data.entries import ShardEntry, index_path, load_index, read_meta, scan_shard
+from mri_ds.data.foreground import places_to_voxels
+from mri_ds.data.manifest import Manifest, read_manifest
+from mri_ds.data.members import FIX, IMAGE, PLACES, SampleMeta, check_shape, label_member, make_sample
 from mri_ds.data.remote import locate
-from mri_ds.errors import InputError
+from mri_ds.data.tars import member_reader, open_tar
+from mri_ds.errors import CorruptError, InputError
 from mri_ds.sample import Sample
 
-MAX_MEMBER_BYTES = 4 * 2**30
-MAX_META_BYTES = 2**20
-BLOCK = tarfile.BLOCKSIZE  # a member's header is the block before its content
+__all__ = ["ShardDataset", "ShardEntry", "index_path", "load_index", "scan_shard"]
 
-
-class ShardEntry(BaseModel):
-    """One sample: where its members are (name without key -> offset of the content and size, bytes) and its scalar labels."""
-
-    key: str
-    subject_id: str
-    members: dict[str, tuple[int, int]]
-    values: dict[str, int | float] = {}
-    tasks: list[str] = []  # that this subject has a label for
+KEPT_HEADS = 512  # samples whose meta.json and chunk tables stay in memory: some 100 kB each for a large volume
 
 
 class ShardDataset:
     """The samples of one split, in the order of its shards. Holds no open file: safe to copy into worker processes.
 
     >>> dataset = ShardDataset(Path("shards"), "train")  # doctest: +SKIP
-    >>> dataset.read(0)["image"].shape  # doctest: +SKIP
-    (1, 36, 50, 35)
+    >>> dataset.read(0)["image"].shape, dataset.read_crop(0, (4, 8, 0), (16, 16, 16))["image"].shape  # doctest: +SKIP
+    ((1, 36, 50, 35), (1, 16, 16, 16))
     """
 
     def __init__(self, folder: str | Path, split: str) -> None:
@@ -51,9 +41,11 @@ class ShardDataset:
         if split not in self.manifest.splits:
             raise InputError(f"no split {split!r}", where=self.folder, fix=nearest(split, list(self.manifest.splits)))
         self.split = split
+        self.num_corrupt = 0  # samples that `samples` went past
         self._entries = [
             (self.folder / name, entry) for name in self.manifest.splits[split].shards for entry in load_index(self.folder / name)
         ]
+        self._heads: OrderedDict[tuple[int, str], Any] = OrderedDict()
         self._check_entries()
 
     def __len__(self) -> int:
@@ -72,26 +64,128 @@ class ShardDataset:
         """Number of samples in each shard, in order."""
         return list(Counter(shard for shard, _ in self._entries).values())
 
+    # ---- known from the index alone ----------------------------------------------------------------------------------
+
     def has_label(self, index: int, task: str) -> bool:
-        """Whether sample `index` has a label for `task`; known from the index alone."""
+        """Whether sample `index` has a label for `task`."""
         return task in self._entries[index][1].tasks
 
     def value(self, index: int, task: str) -> int | float | None:
-        """Class index or regression target of sample `index`, or None; known from the index alone."""
+        """Class index or regression target of sample `index`, or None."""
         return self._entries[index][1].values.get(task)
 
-    def read(self, index: int) -> Sample:
-        """Sample `index`, decoded. Raises InputError where the tar is not what its index says."""
+    def site(self, index: int) -> str | None:
+        """The study's code of where sample `index` was scanned, or None."""
+        return self._entries[index][1].site or None
+
+    def shape(self, index: int) -> tuple[int, int, int, int]:
+        """C D H W of sample `index` on its stored grid."""
+        return self._entries[index][1].shape
+
+    # ---- known without reading voxels --------------------------------------------------------------------------------
+
+    def meta(self, index: int) -> SampleMeta:
+        """Affine, spacing, and of each channel what normalising and padding need: see intensity.ChannelIntensity."""
+        with open_tar(self._entries[index][0]) as read_at:
+            return self._meta(index, read_at)
+
+    def foreground(self, index: int, task: str) -> list[np.ndarray]:
+        """foreground.foreground_voxels of the stored label map: (n, 3) for each class that occurs; [] without that label."""
         shard, entry = self._entries[index]
-        with shard.open("rb") as file:
-            members = {
-                name: read_member(file, f"{entry.key}.{name}", offset, size)
-                for name, (offset, size) in entry.members.items()
-                if name in (META, IMAGE) or task_of(name) in self.tasks
-            }
-        sample = decode_sample(members, where=f"{shard}: {entry.key}")
-        sample["targets"] = {task: label for task, label in sample["targets"].items() if task in self.tasks}
+        name = label_member(task, PLACES)
+        if name not in entry.members:
+            return []
+        with open_tar(shard) as read_at:
+            where = f"{shard}: {entry.key}.{name}"
+            member = self._member(index, name, read_at)
+            places = decode_array(member(0, entry.members[name][1]), where=where)
+        if places.ndim != 2 or len(places) != 2 or places.dtype != np.int32:
+            raise InputError("is no list of places", where=where, fix=FIX)
+        extent = entry.shape[1:]
+        if places.size and not (places.min() >= 0 and places[1].max() < np.prod(extent, dtype=np.int64)):
+            raise InputError("names places outside the volume", where=where, fix=FIX)
+        return places_to_voxels(places, extent)
+
+    # ---- voxels ------------------------------------------------------------------------------------------------------
+
+    def read(self, index: int) -> Sample:
+        """Sample `index`, decoded: image (C, D, H, W) float32, label maps (D, H, W) int16.
+
+        Raises CorruptError where bytes fail their checksum, InputError where the tar is not what its index says.
+        """
+        return self.read_crop(index, (0, 0, 0), self.shape(index)[1:])
+
+    def read_crop(self, index: int, start: Sequence[int], shape: Sequence[int]) -> Sample:
+        """The box of `shape` voxels from voxel `start` on, image and labels; only the chunks that it touches are read.
+
+        The affine is that of the box. Raises what `read` does, and ValueError for a box that is not inside the volume.
+        """
+        shard, entry = self._entries[index]
+        with open_tar(shard) as read_at:
+            meta = self._meta(index, read_at)
+            image = self._box(index, IMAGE, meta.shape, start, shape, read_at)
+            labels = {}
+            for task in self.tasks:
+                if (name := label_member(task)) in entry.members:
+                    labels[task] = self._box(index, name, meta.shape[1:], start, shape, read_at)[0]
+        sample = make_sample(meta, image, labels, start)
+        sample["targets"] = {task: target for task, target in sample["targets"].items() if task in self.tasks}
         return sample
+
+    def samples(self, *, skip_corrupt: bool = False) -> Iterator[Sample]:
+        """All samples in order. With `skip_corrupt` those that fail a checksum are left out and counted in `num_corrupt`."""
+        for index in range(len(self)):
+            try:
+                sample = self.read(index)
+            except CorruptError:
+                if not skip_corrupt:
+                    raise
+                self.num_corrupt += 1
+                continue
+            yield sample
+
+    def _box(
+        self, index: int, name: str, told: Sequence[int], start: Sequence[int], shape: Sequence[int], read_at: ReadAt
+    ) -> np.ndarray:
+        """(C, *shape) of one array member; a label map is one channel."""
+        shard, entry = self._entries[index]
+        where = f"{shard}: {entry.key}.{name}"
+        size = entry.members[name][1]
+
+        def load() -> Layout:
+            layout = read_layout(self._member(index, name, read_at), size, where=where)
+            check_shape(layout.shape, told, where=where)
+            return layout
+
+        layout = self._kept(index, name, load)
+        offset = entry.members[name][0]
+        return read_box(lambda begin, count: read_at(offset + begin, count), layout, start, shape, where=where)
+
+    def _meta(self, index: int, read_at: ReadAt) -> SampleMeta:
+        shard, entry = self._entries[index]
+
+        def load() -> SampleMeta:
+            meta = read_meta(read_at, shard, entry.key, entry.members)
+            if (meta.subject_id, meta.shape) != (entry.subject_id, entry.shape):
+                raise InputError(
+                    f"sample {entry.key} is not the one its index tells of", where=shard, fix="delete its index file"
+                )
+            return meta
+
+        return self._kept(index, "", load)
+
+    def _member(self, index: int, name: str, read_at: ReadAt) -> ReadAt:
+        shard, entry = self._entries[index]
+        return member_reader(read_at, f"{entry.key}.{name}", entry.members[name], where=str(shard))
+
+    def _kept(self, index: int, name: str, load: Callable[[], Any]) -> Any:
+        """What was read and checked once for (sample, member), for the next crop of it."""
+        if (index, name) not in self._heads:
+            self._heads[index, name] = load()
+            if len(self._heads) > KEPT_HEADS:
+                self._heads.popitem(last=False)
+        self._heads.move_to_end((index, name))
+        return self._heads[index, name]
 
     def _check_entries(self) -> None:
         told = self.manifest.splits[self.split].num_samples
@@ -104,81 +198,3 @@ class ShardDataset:
             if entry.subject_id in seen:
                 raise InputError(f"subject {entry.subject_id!r} stands in split {self.split!r} twice", where=shard, fix=FIX)
             seen.add(entry.subject_id)
-
-
-def load_index(shard: Path) -> list[ShardEntry]:
-    """The entries of one tar: from its index file, or by scanning it where there is none."""
-    path = index_path(shard)
-    if not path.is_file():
-        return scan_shard(shard)
-    try:
-        raw = json.loads(path.read_bytes())
-        check_format_version(raw, where=path)
-        entries = [ShardEntry.model_validate(entry) for entry in raw["samples"]]
-    except (ValueError, KeyError, TypeError) as err:  # not JSON, not ours
-        if isinstance(err, InputError):
-            raise
-        raise InputError("is not an index of a shard", where=path, fix="delete it; the shard is then scanned") from None
-    size, end = shard.stat().st_size, max((offset + n for entry in entries for offset, n in entry.members.values()), default=0)
-    if end > size or any(not {META, IMAGE} <= entry.members.keys() for entry in entries):
-        raise InputError("does not match its shard", where=path, fix="delete it; the shard is then scanned")
-    return entries
-
-
-def write_index(shard: Path) -> None:
-    """Scans a tar and writes its index beside it."""
-    samples = [entry.model_dump() for entry in scan_shard(shard)]
-    text = json.dumps({"format_version": FORMAT_VERSION, "samples": samples}, sort_keys=True)
-    index_path(shard).write_text(text + "\n")
-
-
-def index_path(shard: Path) -> Path:
-    return shard.with_name(shard.name.removesuffix(".tar") + ".index.json")
-
-
-def scan_shard(shard: Path) -> list[ShardEntry]:
-    """Reads the headers and the meta.json of every sample of a tar; no voxels. Raises InputError for a damaged tar."""
-    places: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
-    try:
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for info in tar:
-                folder, slash, file_name = info.name.rpartition("/")
-                stem, dot, name = file_name.partition(".")
-                key = folder + slash + stem
-                if info.isreg() and dot:
-                    if name in places[key]:
-                        raise InputError(f"holds {info.name} twice", where=shard, fix=FIX)
-                    places[key][name] = (info.offset_data, info.size)
-        with shard.open("rb") as file:
-            return [_entry(file, shard, key, members) for key, members in places.items()]
-    except (tarfile.TarError, OSError) as err:
-        raise InputError(f"is not a whole tar ({err})", where=shard, fix=FIX) from None
-
-
-def read_member(file: BinaryIO, name: str, offset: int, size: int) -> bytes:
-    """Content of one member of an open tar, after holding the header before it against name and size."""
-    try:
-        if offset < BLOCK or not 0 <= size <= MAX_MEMBER_BYTES or offset + size > file.seek(0, os.SEEK_END):
-            raise tarfile.HeaderError
-        file.seek(offset - BLOCK)
-        header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
-        is_same = header.size == size and (header.name == name or (len(name) > 99 and name.startswith(header.name)))
-        if not is_same:  # a name of 100 bytes or more stands in full in the pax header before this one
-            raise tarfile.HeaderError
-    except tarfile.HeaderError:
-        fix = "delete its index file, or shard the data again"
-        raise InputError(f"holds no {name} of {size} bytes at byte {offset}", where=file.name, fix=fix) from None
-    return file.read(size)
-
-
-def _entry(file: BinaryIO, shard: Path, key: str, members: dict[str, tuple[int, int]]) -> ShardEntry:
-    for needed in (META, IMAGE):
-        if needed not in members:
-            raise InputError(f"sample {key} has no {needed}", where=shard, fix=FIX)
-    offset, size = members[META]
-    if size > MAX_META_BYTES:
-        raise InputError(f"{key}.{META} has {size} bytes", where=shard, fix=f"keep it under {MAX_META_BYTES}")
-    meta = decode_meta(read_member(file, f"{key}.{META}", offset, size), where=f"{shard}: {key}")
-    maps = [task for name in members if (task := task_of(name)) is not None]
-    tasks = sorted([*maps, *meta.values])
-    return ShardEntry(key=key, subject_id=meta.subject_id, members=members, values=meta.values, tasks=tasks)

@@ -1,8 +1,8 @@
-"""Bytes of files elsewhere, by range: HTTP(S) with the standard library, all else through fsspec. Faults that pass are waited out.
+"""Bytes of files elsewhere, by range: HTTP(S) by the standard library, all else through fsspec; faults that pass are waited out.
 
 In: a URL, an offset and a size.  Out: exactly those bytes, or one error that says what to do.
-A connection that is cut, stalls or is refused, and the statuses 408, 425, 429 and 5xx are tried again, from the byte reached, after
-waits that double. A file that is not there (404, 410) is FileNotFoundError; what no waiting mends is InputError.
+A connection that is cut, stalls or is refused, and the statuses 408, 425, 429 and 5xx are tried again, from the byte reached,
+after waits that double. A file that is not there (404, 410) is FileNotFoundError; what no waiting mends is InputError.
 A server that ignores ranges sends the whole file: what was not asked for is read past.
 Credentials (user:password@ and everything after ?) are used, and never shown. HTTPS is not left for HTTP on a redirect.
 Source: RFC 9110, section 14 (range requests) and 10.2.3 (Retry-After).

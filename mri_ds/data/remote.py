@@ -25,12 +25,14 @@ from mri_ds.data.ranges import Ranges, Retry, open_ranges, shown
 BLOCK_BYTES = 256 * 2**10  # small beside a volume, large beside what a request costs
 KEPT_BLOCKS = 16  # in memory, per open file
 DEFAULT_CACHE_GIB = 10.0
+DEFAULT_RETRY = Retry()
 
 
 def locate(where: "str | Path | RemotePath", *, cache_dir: str = "auto", cache_gib: float = DEFAULT_CACHE_GIB) -> Path:
     """A folder's or file's address as something to read from, typed as the Path that a RemotePath stands in for.
 
-    Nothing is touched yet. What is a RemotePath already stays as it is. cache_dir "auto" is $MRI_DS_CACHE, or mri_ds in the user's cache folder; cache_gib 0 keeps nothing on disk.
+    Nothing is touched yet. What is a RemotePath already stays as it is. cache_dir "auto" is $MRI_DS_CACHE, or mri_ds in the
+    user's cache folder; cache_gib 0 keeps nothing on disk.
 
     >>> locate("shards") / "manifest.json", str(locate("https://host/shards?key=1f") / "manifest.json")
     (PosixPath('shards/manifest.json'), 'https://host/shards/manifest.json')
@@ -58,7 +60,7 @@ class RemotePath:
 
     url: str
     cache: DiskCache | None = None
-    retry: Retry = Retry()
+    retry: Retry = DEFAULT_RETRY
 
     def __str__(self) -> str:
         return shown(self.url)

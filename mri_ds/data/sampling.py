@@ -7,7 +7,7 @@ Voxel classes are balanced elsewhere: a crop is centred on each class of a label
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def groups_by(dataset: "ShardDataset", balance: str) -> Groups:
         groups = [tuple(i for i in every if dataset.has_label(i, task)) for task in dataset.tasks]
         groups.append(tuple(i for i in every if not any(dataset.has_label(i, task) for task in dataset.tasks)))
     else:
-        names = _sites(dataset) if balance == "site" else _classes(dataset, balance)
+        names: list[Any] = _sites(dataset) if balance == "site" else _classes(dataset, balance)
         groups = [tuple(i for i in every if names[i] == name) for name in sorted(set(names))]
     groups = [group for group in groups if group]
     if len(groups) < 2:

@@ -1,56 +1,39 @@
-"""A dataset becomes shards: plain tars that `tar`, tarfile and webdataset read (format version 1, described in shards/README.md).
+"""A dataset becomes shards: plain tars that `tar`, tarfile and webdataset read (format version 2, described in shards/README.md).
 
 In: a Dataset (files).  Out: train-000000.tar ..., test-000000.tar ..., an index beside each, manifest.json.
-Only the study's own pseudonym of a subject is stored: no path, no file name, no header text. The same data give the same bytes.
-The bytes of one sample are made and read in `members.py`, found again in `index.py`.
+Only the study's own pseudonym of a subject is stored: no path, no file name, no header text. The same data give the same bytes,
+whatever the number of processes, and whether or not the call was killed on the way and made again.
+This is the door to the format. Behind it, from small to large: `codec` a block of voxels, `chunks` an array, `members` a sample,
+`tars` a shard, `entries` its index, `packing` a split to write, `index` a split to read, `staging` the folder meanwhile.
 """
 
 import functools
-import hashlib
-import io
-import multiprocessing
-import os
-import shutil
-import signal
-import tarfile
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
 from mri_ds.config import TaskConfig
-from mri_ds.data.codec import decode_array
-from mri_ds.data.index import index_path, write_index
+from mri_ds.data.chunks import decode_array
+from mri_ds.data.fingerprint import Summary, fingerprint, sketch
+from mri_ds.data.index import ShardDataset
+from mri_ds.data.intensity import body
 from mri_ds.data.layouts import Dataset, SubjectFiles, load_subject
-from mri_ds.data.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
-    Manifest,
-    Split,
-    Summary,
-    fingerprint,
-    read_manifest,
-    with_statistics,
-    write_manifest,
-)
-from mri_ds.data.members import VOXELS, encode_sample, key_of
+from mri_ds.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, Split, read_manifest, with_statistics, write_manifest
+from mri_ds.data.members import PLACES, VOXELS, encode_sample, key_of
+from mri_ds.data.packing import EncodedSubject, ShardWriter, num_done, pack, recipe_of
 from mri_ds.data.preprocess import to_canonical
+from mri_ds.data.processes import in_order, num_cores
 from mri_ds.data.splits import assign_folds
+from mri_ds.data.staging import Finished, Journal, publish, staging
+from mri_ds.data.tars import file_sha256
 from mri_ds.errors import InputError
 from mri_ds.sample import Sample
 
-__all__ = ["Manifest", "decoder", "read_manifest", "write_shards"]
+__all__ = ["EncodedSubject", "Manifest", "ShardDataset", "ShardWriter", "decoder", "read_manifest", "write_shards"]
 
-MIN_SHARDS = 4  # per split, where there are as many subjects, so that several readers have one each
-MAX_SHARD_BYTES = 256 * 2**20
 BYTES_PER_WORKER = 32 * 2**20  # of source files that are worth starting one more process
-STAGING = ".writing"
 Progress = Callable[[int, int], None]
 
 
@@ -61,42 +44,37 @@ def write_shards(
     num_folds: int = 5,
     fold: int = 0,
     progress: Progress | None = None,
-    skip_bad: bool = False,
+    strict: bool = False,
     num_workers: int | None = None,
 ) -> Manifest:
     """Writes every subject into `out`: fold `fold` of `num_folds` as split "test", the others as "train".
 
-    All files are written beside and moved into place at the end, manifest.json last. A subject that cannot be read raises its
-    InputError, or with skip_bad is listed in `manifest.skipped`. Subjects are read by `num_workers` processes (None: as many
-    as the amount of data pays for, one per core at most); the bytes written do not depend on it. progress(done, total) counts
-    subjects. Raises InputError when a split would be empty.
+    All files are written beside and moved into place at the end, manifest.json last; a call that was killed goes on where it
+    was. A subject that cannot be read is listed in `manifest.skipped`, or with `strict` raises its InputError. Subjects are read
+    by `num_workers` processes (None: as many as the amount of data pays for, one per core at most); the bytes written do not
+    depend on it. progress(done, total) counts subjects. Raises InputError when a split would be empty, and on a full disk.
     """
     splits = split_subjects(dataset, num_folds=num_folds, fold=fold)
-    subjects = [subject for part in splits.values() for subject in part]
-    workers = num_workers or _affordable_workers(subjects)
-    with _staging(Path(out)) as folder, closing(_encode_all(subjects, dataset, workers, progress)) as results:
-        written = {name: _write_split(folder, name, part, results, skip_bad) for name, part in splits.items()}
-        _require_subjects({name: len(split.summaries) for name, split in written.items()}, num_folds)
-        train = written["train"].summaries
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            layout=dataset.layout,
-            channels=dataset.channels,
-            tasks=with_statistics(dataset.tasks, train),
-            num_folds=num_folds,
-            fold=fold,
-            splits={name: Split(shards=split.shards, num_samples=len(split.summaries)) for name, split in written.items()},
-            fingerprint=fingerprint(train),
-            skipped=[line for split in written.values() for line in split.skipped],
-        )
+    with staging(Path(out)) as folder:
+        journal = Journal(folder)
+        recipes = {name: recipe_of(dataset, part) for name, part in splits.items()}
+        finished = journal.take_over(recipes)
+        to_do = [subject for name, part in splits.items() for subject in part[num_done(finished[name]) :]]
+        report = _counter(progress, sum(map(len, splits.values())) - len(to_do), len(to_do))
+        with closing(_encode_all(to_do, dataset, num_workers or _affordable_workers(to_do), report)) as results:
+            for name, part in splits.items():
+                for line in pack(folder, name, part, finished[name], results, recipe=recipes[name], strict=strict):
+                    journal.append(line)
+                    finished[name].append(line)
+        manifest = _manifest(dataset, finished, num_folds=num_folds, fold=fold)
         write_manifest(manifest, folder / MANIFEST)
-        _publish(folder, Path(out))
+        publish(folder, Path(out))
     return manifest
 
 
 def decoder(key: str, data: bytes) -> np.ndarray | None:
     """For `webdataset.WebDataset(urls).decode(decoder)`: volumes as arrays; webdataset itself decodes the meta.json."""
-    return decode_array(data, where=key) if key.endswith(VOXELS) else None
+    return decode_array(data, where=key) if key.endswith((VOXELS, PLACES)) else None
 
 
 def split_subjects(dataset: Dataset, *, num_folds: int, fold: int) -> dict[str, list[SubjectFiles]]:
@@ -116,26 +94,21 @@ def split_subjects(dataset: Dataset, *, num_folds: int, fold: int) -> dict[str, 
 # ---- one subject: files -> bytes (in a worker process) -------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class EncodedSubject:
-    """One subject, ready to be appended to a tar."""
-
-    key: str
-    members: Mapping[str, bytes]
-    summary: Summary
-
-
 def encode_subject(files: SubjectFiles, tasks: dict[str, TaskConfig], num_channels: int) -> EncodedSubject | InputError:
     """Reads one subject, turns it to canonical orientation, encodes it. Bad input is returned, for the caller to judge."""
     try:
-        sample = load_subject(files, tasks)
-        if sample["image"].shape[0] != num_channels:
-            what = f"{sample['image'].shape[0]} image channels, the dataset has {num_channels}"
+        loaded = load_subject(files, tasks)
+        if loaded["image"].shape[0] != num_channels:
+            what = f"{loaded['image'].shape[0]} image channels, the dataset has {num_channels}"
             raise InputError(what, where=files.subject_id, fix="complete its images, or leave the subject out")
-        sample = to_canonical(sample)
+        sample = to_canonical(loaded)
+        if "acquisition" in loaded:
+            sample["acquisition"] = loaded["acquisition"]
+        members = encode_sample(sample, source_sha256=[_sha256(path) for path in files.images], site=files.site)
     except InputError as err:
         return err
-    members = encode_sample(sample, source_sha256=[_sha256(path) for path in files.images])
+    except OSError as err:  # a file that went while it was read
+        return InputError(f"cannot be read ({err.strerror})", where=files.subject_id, fix="put its files back")
     return EncodedSubject(key_of(files.subject_id), members, _summarize(sample, tasks))
 
 
@@ -145,134 +118,81 @@ def _summarize(sample: Sample, tasks: dict[str, TaskConfig]) -> Summary:
     return Summary(
         shape=sample["image"].shape[1:],
         spacing_mm=tuple(sample["spacing_mm"].tolist()),
-        voxels_per_class={name: np.bincount(targets[name].ravel(), minlength=len(tasks[name].classes)) for name in maps},
+        voxels_per_class={
+            name: np.bincount(targets[name].ravel(), minlength=len(tasks[name].classes)).tolist() for name in sorted(maps)
+        },
         values={name: value for name, value in targets.items() if name not in maps},
+        foreground=[sketch(voxels) for voxels in _foreground(sample, tasks) if len(voxels)],
     )
 
 
+def _foreground(sample: Sample, tasks: dict[str, TaskConfig]) -> list[np.ndarray]:
+    """Of each channel the voxels that have a class but 0; where no task is a segmentation, those that are not background."""
+    first = next((name for name, task in tasks.items() if task.kind == "segmentation"), None)
+    if first is None:
+        return [body(channel) for channel in sample["image"]]
+    label = sample["targets"].get(first)
+    return [] if label is None else [channel[label > 0] for channel in sample["image"]]
+
+
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _encode_all(
-    subjects: list[SubjectFiles], dataset: Dataset, num_workers: int, progress: Progress | None
+    subjects: list[SubjectFiles], dataset: Dataset, num_workers: int, report: Callable[[], None]
 ) -> Generator[EncodedSubject | InputError]:
     """Results in the order of `subjects`, whatever finishes first; a few subjects at most are held in memory."""
     encode = functools.partial(encode_subject, tasks=dataset.tasks, num_channels=len(dataset.channels))
-    results = map(encode, subjects) if num_workers == 1 else _in_processes(encode, subjects, num_workers)
-    for done, result in enumerate(results, start=1):
-        if progress:
-            progress(done, len(subjects))
+    for result in in_order(encode, subjects, num_workers):
+        report()
         yield result
-
-
-def _in_processes(
-    encode: Callable[[SubjectFiles], EncodedSubject | InputError], subjects: list[SubjectFiles], num_workers: int
-) -> Iterator[EncodedSubject | InputError]:
-    # spawn: a forked child would inherit the locks of torch's and gloo's threads
-    with ProcessPoolExecutor(
-        num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_with_parent
-    ) as pool:
-        waiting: deque[Future[EncodedSubject | InputError]] = deque()
-        try:
-            for subject in subjects:
-                waiting.append(pool.submit(encode, subject))
-                if len(waiting) > 2 * num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise RuntimeError("a process that reads subjects was killed, most likely for want of memory") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _leave_with_parent() -> None:
-    """In a worker: Ctrl-C is the parent's to handle, and a parent that is killed leaves no worker behind."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _affordable_workers(subjects: list[SubjectFiles]) -> int:
     num_bytes = sum(path.stat().st_size for subject in subjects for path in subject.images if path.is_file())
-    return max(1, min(len(os.sched_getaffinity(0)), num_bytes // BYTES_PER_WORKER))
+    return max(1, min(num_cores(), num_bytes // BYTES_PER_WORKER))
 
 
-# ---- one split: bytes -> tars --------------------------------------------------------------------------------------
+def _counter(progress: Progress | None, done: int, to_do: int) -> Callable[[], None]:
+    """Tells `progress` of the subjects that an earlier call has done, then of one more at each call."""
+    total = done + to_do
+
+    def report() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    if progress and done:
+        progress(done, total)
+    return report
 
 
-@dataclass
-class WrittenSplit:
-    """What has become of the subjects of one split."""
-
-    shards: list[str] = field(default_factory=list)
-    summaries: list[Summary] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+# ---- all splits ----------------------------------------------------------------------------------------------------
 
 
-def _write_split(
-    folder: Path, name: str, subjects: list[SubjectFiles], results: Iterator[EncodedSubject | InputError], skip_bad: bool
-) -> WrittenSplit:
-    """Takes one result per subject. Starts a new shard at every quarter of the split and wherever one would grow too large."""
-    split = WrittenSplit()
-    starts = {int(block[0]) for block in np.array_split(np.arange(len(subjects)), min(MIN_SHARDS, len(subjects)))}
-    with closing(ShardWriter(folder, name)) as writer:
-        for i, (subject, result) in enumerate(zip(subjects, results)):
-            if i in starts:
-                writer.close()
-            if isinstance(result, EncodedSubject):
-                writer.add(result)
-                split.summaries.append(result.summary)
-            elif skip_bad:
-                split.skipped.append(f"{subject.subject_id}: {_without_paths(str(result), subject)}")
-            else:
-                raise result
-    split.shards = writer.names
-    return split
-
-
-class ShardWriter:
-    """Appends subjects to PREFIX-000000.tar, PREFIX-000001.tar, ... in a folder; an index follows each when it is closed."""
-
-    def __init__(self, folder: Path, prefix: str) -> None:
-        self.folder, self.prefix = folder, prefix
-        self.names: list[str] = []
-        self._tar: tarfile.TarFile | None = None
-        self._num_bytes = 0
-
-    def add(self, subject: EncodedSubject) -> None:
-        size = sum(len(data) for data in subject.members.values())
-        if self._num_bytes + size > MAX_SHARD_BYTES:
-            self.close()
-        if self._tar is None:
-            self.names.append(f"{self.prefix}-{len(self.names):06d}.tar")
-            self._tar = tarfile.open(self.folder / self.names[-1], "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
-        for name, data in sorted(subject.members.items()):
-            info = tarfile.TarInfo(f"{subject.key}.{name}")  # its time, owner and group are 0: nothing of this machine
-            info.size = len(data)
-            self._tar.addfile(info, io.BytesIO(data))
-        self._num_bytes += size
-
-    def close(self) -> None:
-        """Ends the current shard; the next subject starts a new one."""
-        if self._tar is not None:
-            self._tar.close()
-            self._tar, self._num_bytes = None, 0
-            write_index(self.folder / self.names[-1])
-
-
-def _without_paths(text: str, subject: SubjectFiles) -> str:
-    for path in [*subject.images, *subject.labels.values()]:
-        text = text.replace(str(path), "its file").replace(path.name, "its file")
-    return text
+def _manifest(dataset: Dataset, finished: Mapping[str, Sequence[Finished]], *, num_folds: int, fold: int) -> Manifest:
+    summaries = {name: [summary for line in lines for summary in line.summaries] for name, lines in finished.items()}
+    _require_subjects({name: len(part) for name, part in summaries.items()}, num_folds)
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        layout=dataset.layout,
+        channels=dataset.channels,
+        tasks=with_statistics(dataset.tasks, summaries["train"]),
+        num_folds=num_folds,
+        fold=fold,
+        splits={
+            name: Split(
+                shards=[line.name for line in lines],
+                num_samples=len(summaries[name]),
+                sha256={line.name: line.sha256 for line in lines},
+            )
+            for name, lines in finished.items()
+        },
+        fingerprint=fingerprint(summaries["train"]),
+        skipped=[text for lines in finished.values() for line in lines for text in line.skipped],
+    )
 
 
 def _require_subjects(counts: Mapping[str, int], num_folds: int) -> None:
@@ -281,37 +201,3 @@ def _require_subjects(counts: Mapping[str, int], num_folds: int) -> None:
             total = sum(counts.values())
             fix = "add subjects, or use fewer folds (`--folds 2`)" if num_folds > 2 else "add subjects"
             raise InputError(f"split {name!r} has no subject ({total} in all, {num_folds} folds)", fix=fix)
-
-
-# ---- the folder ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """An empty folder inside `out`, on the same disk so that moving is atomic. Also clears what a killed call left."""
-    folder = out / STAGING
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(staging: Path, out: Path) -> None:
-    """Swaps the old shards for the new ones. Without its manifest, which comes last, a folder counts as empty."""
-    _remove_old(out)
-    for path in sorted(staging.iterdir(), key=lambda path: path.name == MANIFEST):
-        os.replace(path, out / path.name)
-
-
-def _remove_old(out: Path) -> None:
-    """Removes the shards that an earlier call wrote here, and nothing else."""
-    try:
-        old = read_manifest(out)
-    except InputError:
-        return
-    (out / MANIFEST).unlink()
-    for name in (shard for split in old.splits.values() for shard in split.shards):
-        (out / name).unlink()
-        index_path(out / name).unlink(missing_ok=True)

@@ -30,6 +30,8 @@ from mri_ds.training.expert_parallel import balance
 from mri_ds.training.progress import Progress
 from mri_ds.training.tracker import Tracker
 
+HOW_READ = {"num_workers", "skip_unreadable", "cache_dir", "cache_gib"}  # fields of DataConfig
+
 
 def train(
     config_path: Path | None,
@@ -243,7 +245,7 @@ def _prepare_run_folder(run_dir: Path, config: RunConfig, resolved: dict[str, An
     """Writes the merged configuration; refuses a folder that holds another run's."""
     path, text = run_dir / "config.yaml", dump_config(config)
     if distributed.rank() == 0:
-        if path.is_file() and (run_dir / "checkpoints").is_dir() and path.read_text() != text:
+        if path.is_file() and (run_dir / "checkpoints").is_dir() and _science(load_config(path)) != _science(config):
             raise InputError("holds a run of another configuration", where=run_dir, fix="choose another --run, or remove it")
         run_dir.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -253,6 +255,12 @@ def _prepare_run_folder(run_dir: Path, config: RunConfig, resolved: dict[str, An
         if shutil.disk_usage(run_dir).free < 2**30:
             raise InputError("less than 1 GiB of disk is free", where=run_dir, fix="free some, or choose another --run")
     distributed.barrier()
+
+
+def _science(config: RunConfig) -> dict[str, Any]:
+    """What a run may not change on its way. How its data are read may: the batches stay the same."""
+    raw = config.model_dump(mode="json")
+    return {**raw, "data": {key: value for key, value in raw["data"].items() if key not in HOW_READ}}
 
 
 def _check_finite(loss: float, step: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from mri_ds.config import TaskConfig
 from mri_ds.data.manifest import FORMAT_VERSION, MANIFEST, Fingerprint, Manifest, Split, Summary, write_manifest
 from mri_ds.data.members import encode_sample, key_of
-from mri_ds.data.shards import EncodedSubject, ShardWriter
+from mri_ds.data.packing import EncodedSubject, ShardWriter
 from mri_ds.sample import Sample
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -1,8 +1,8 @@
 """Real ranks for tests of the loader: `python ranks.py JOBS.json` forks the ranks of one job after the other.
 
-A job: {"ranks", "workers", "folder", "start", "stop", "log", "state", "data", "pause_s"}. Every rank joins a gloo group, takes the
-micro-batches of each step, appends one JSON line per micro-batch to LOG.RANK, and meets the others after each step; rank 0 then
-writes the state. The process ids of the ranks go to LOG.pids.
+A job: {"ranks", "workers", "folder", "start", "stop", "log", "state", "data", "pause_s"}. Every rank joins a gloo group, takes
+the micro-batches of each step, appends one JSON line per micro-batch to LOG.RANK, and meets the others after each step; rank 0
+then writes the state. The process ids of the ranks go to LOG.pids.
 """
 
 import json
@@ -52,9 +52,7 @@ def run_rank(rank: int, job: dict) -> None:
 def show(rank: int, job: dict) -> None:
     world, log = job["ranks"], job["log"]
     store = torch.distributed.FileStore(f"{log}.store", world)
-    torch.distributed.init_process_group(
-        "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=TIMEOUT_S)
-    )
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=TIMEOUT_S))
     dataset = ShardDataset(job["folder"], "train")
     data = DataConfig(spacing_mm=(1, 1, 1), patch=(6, 6, 6), num_workers=job["workers"], **job.get("data", {}))
     order = make_order(dataset, data, seed=SEED, global_batch=GLOBAL_BATCH)

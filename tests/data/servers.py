@@ -21,6 +21,7 @@ class Server:
         self.headers: list[dict[str, str]] = []
         self.bytes_sent = 0
         self.redirects: dict[str, str] = {}
+        self.etag = '"1"'
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Server":
@@ -82,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in {"ETag": '"1"', **headers, "Connection": "close"}.items():
+        for name, value in {"ETag": self.owner.etag, **headers, "Connection": "close"}.items():
             self.send_header(name, value)
         self.end_headers()
 

@@ -65,7 +65,9 @@ def job(folder, log, ranks, workers, start, stop, part="a", **more) -> dict:
 def started(jobs: Path):
     """The process that forks the ranks, in a group of its own of which nothing is left afterwards."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen([sys.executable, str(ROOT / "tests/data/ranks.py"), str(jobs)], env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/data/ranks.py"), str(jobs)], env=environment, start_new_session=True
+    )
     try:
         yield process
     finally:
@@ -116,7 +118,9 @@ def test_the_digest_of_what_was_shown_is_the_digest_of_the_plan(runs, folder):
 
 
 def test_crops_differ_between_epochs(runs):
-    first, second = ({line["id"]: line["voxels"] for line in runs["whole"] if line["step"] // 3 == e and line["id"]} for e in (0, 1))
+    first, second = (
+        {line["id"]: line["voxels"] for line in runs["whole"] if line["step"] // 3 == e and line["id"]} for e in (0, 1)
+    )
     assert sum(first[subject] != second[subject] for subject in first) > SUBJECTS // 2
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mri_ds.config import TaskConfig
-from mri_ds.data.manifest import MANIFEST, Summary, fingerprint, read_manifest, with_statistics
+from mri_ds.data.fingerprint import Summary, fingerprint
+from mri_ds.data.manifest import MANIFEST, read_manifest, with_statistics
 from mri_ds.errors import InputError
 
 TASKS = {
@@ -56,7 +57,7 @@ def test_a_folder_without_shards_says_how_to_make_them(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda raw: raw | {"format_version": 2}, "format_version 2 is unknown"),
+        (lambda raw: raw | {"format_version": 1}, "format_version 1 is unknown"),
         (lambda raw: raw | {"surprise": 1}, "surprise"),
         (lambda raw: {k: v for k, v in raw.items() if k != "splits"}, "splits"),
         (lambda raw: raw | {"splits": {"train": {"shards": ["../x.tar"], "num_samples": 1}}}, "splits.train.shards.0"),

@@ -150,12 +150,12 @@ def test_fsspec_faults_are_waited_out_and_unknown_schemes_told(monkeypatch):
         calls.append(start)
         if len(calls) % 2:
             raise TimeoutError("busy")
-        return cat(self, path, start=start, end=end, **more)[: 300_000]  # and short answers
+        return cat(self, path, start=start, end=end, **more)[:300_000]  # and short answers
 
     monkeypatch.setattr(system, "cat_file", flaky)
     assert get("memory://ranges-test/b.bin", 1, 800_000) == DATA[1:800_001]
     assert calls == [1, 1, 300_001, 300_001, 600_001, 600_001]
-    with pytest.raises(InputError, match="cannot be opened.*Fix: install"):
+    with pytest.raises(InputError, match=r"cannot be opened.*Fix: install"):
         open_ranges("nosuch://host/a.bin", FAST)
 
 

@@ -80,13 +80,13 @@ def test_the_folder_holds_what_the_format_says(make_dataset, tmp_path):
     assert [info.name for info in infos] == sorted(info.name for info in infos)
     assert {(info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode) for info in infos} == {(0, 0, 0, "", "", 0o644)}
     key = infos[0].name.split(".")[0]
-    assert [info.name for info in infos] == [f"{key}.{m}" for m in ("image.npy.zst", "meta.json", "tissue.npy.zst")]
+    assert [info.name for info in infos] == [f"{key}.{m}" for m in ("image.chunks", "meta.json", "tissue.chunks")]
 
 
 def test_tar_lists_them(make_dataset, tmp_path):
     write_shards(make_dataset(4), tmp_path / "out", num_folds=2)
     listing = subprocess.run(["tar", "tf", str(tmp_path / "out/train-000000.tar")], capture_output=True, text=True, check=True)
-    assert listing.stdout.split()[0].endswith(".image.npy.zst") and listing.stderr == ""
+    assert listing.stdout.split()[0].endswith(".image.chunks") and listing.stderr == ""
 
 
 def test_subjects_come_back_in_canonical_orientation(make_dataset, tmp_path):
@@ -149,14 +149,14 @@ def test_webdataset_iterates_and_decodes_them(make_dataset, tmp_path):
         assert item["meta.json"]["subject_id"] == sample["subject_id"] and item["__key__"] == sample["subject_id"].replace(
             ".", "%2E"
         )
-        assert np.array_equal(item["image.npy.zst"], sample["image"]) and item["image.npy.zst"].dtype == np.int16
-        assert np.array_equal(item["tissue.npy.zst"], sample["targets"]["tissue"])
+        assert np.array_equal(item["image.chunks"], sample["image"]) and item["image.chunks"].dtype == np.int16
+        assert np.array_equal(item["tissue.chunks"], sample["targets"]["tissue"])
 
 
 def test_nothing_that_names_a_person_or_a_place_is_stored(make_dataset, tmp_path):
     dataset = make_dataset(6)
     dataset.subjects[0].images[1].write_bytes(b"")
-    write_shards(dataset, tmp_path / "out", num_folds=2, skip_bad=True)
+    write_shards(dataset, tmp_path / "out", num_folds=2, strict=False)
     for name, data in content(tmp_path / "out").items():
         for word in (*IDENTITY_WORDS, str(tmp_path).encode()):
             assert word not in data, (name, word)
@@ -170,11 +170,11 @@ def test_the_same_data_give_the_same_bytes_however_many_processes_read_them(make
     dataset = make_dataset(6)
     dataset.subjects[0].images[0].write_bytes(b"")
     alone, pair = tmp_path / "alone", tmp_path / "pair"
-    write_shards(dataset, alone, num_folds=2, skip_bad=True, num_workers=1)
+    write_shards(dataset, alone, num_folds=2, strict=False, num_workers=1)
     first = content(alone)
-    write_shards(dataset, alone, num_folds=2, skip_bad=True, num_workers=1)
+    write_shards(dataset, alone, num_folds=2, strict=False, num_workers=1)
     assert content(alone) == first
-    manifest = write_shards(dataset, pair, num_folds=2, skip_bad=True, num_workers=2)
+    manifest = write_shards(dataset, pair, num_folds=2, strict=False, num_workers=2)
     assert content(pair) == first and len(manifest.skipped) == 1
 
 
@@ -229,7 +229,7 @@ def test_a_bad_subject_stops_or_is_listed(make_dataset, tmp_path):
     with pytest.raises(InputError, match=r"sub-05.s_0.nii.gz"):
         write_shards(dataset, tmp_path / "out", num_folds=2)
     assert not (tmp_path / "out" / "manifest.json").exists()
-    manifest = write_shards(dataset, tmp_path / "out", num_folds=2, skip_bad=True)
+    manifest = write_shards(dataset, tmp_path / "out", num_folds=2, strict=False)
     assert [line.split(":")[0] for line in manifest.skipped] == ["sub-05.s"] and len(manifest.skipped[0]) > 20
     assert sum(split.num_samples for split in manifest.splits.values()) == 7
     stored = [s for split in ("train", "test") for s in ShardDataset(tmp_path / "out", split).subject_ids]

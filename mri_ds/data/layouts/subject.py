@@ -26,6 +26,7 @@ class SubjectFiles:
     images: list[Path]
     labels: dict[str, Path] = field(default_factory=dict)
     values: dict[str, str | float] = field(default_factory=dict)
+    site: str = ""  # the study's code of where the subject was scanned
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""`mri-ds bench`: measurements beside other people's code, one command each."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mri_ds.cli import console
+
+app = typer.Typer(help="Measure parts of the data path beside other people's code.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@app.command("loader")
+def loader(
+    source: Annotated[
+        Path | None, typer.Option("--data", help="A dataset of .nii.gz files. Default: synthetic subjects.")
+    ] = None,
+    subjects: Annotated[int, typer.Option("--subjects", min=2, help="How many subjects.")] = 8,
+    size: Annotated[int, typer.Option("--size", min=16, max=512, help="Voxels along each axis of synthetic subjects.")] = 128,
+    patch: Annotated[int, typer.Option("--patch", min=8, max=512, help="Voxels along each axis of a crop.")] = 64,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that load.")] = 2,
+    epochs: Annotated[int, typer.Option("--epochs", min=2, help="The first fills caches and counts apart.")] = 3,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of all contenders; the median counts.")] = 1,
+    json: Json = False,
+) -> None:
+    """Voxels per second from the disk, beside nibabel, webdataset and MONAI on .nii.gz; full volumes and crops.
+
+    Example: `mri-ds bench loader --subjects 16 --size 128 --json`
+    """
+    from mri_ds.bench.loader import bench_loader
+
+    with console.stdout_for_result(), console.progress("bench loader") as report:
+        result = bench_loader(
+            source,
+            num_subjects=subjects,
+            size=size,
+            patch=(patch, patch, patch),
+            num_workers=workers,
+            epochs=epochs,
+            rounds=rounds,
+            progress=report,
+        )
+    if json:
+        console.print_json(result)
+        return
+    for mode in ("full", "crops"):
+        print(f"{mode:<26}{'Mvoxel/s':>10}{'ours is':>10}{'first batch':>13}{'peak MiB':>10}")
+        for name, row in result[mode].items():
+            print(f"  {name:<24}{_told(row, result['ratios'][mode].get(name))}")
+
+
+def _told(row: dict[str, Any], ratio: float | None) -> str:
+    if "absent" in row:
+        return f"  {row['absent']}"
+    times = "" if ratio is None else f"{ratio:.1f}x"
+    return f"{row['voxels_per_s'] / 1e6:>10.1f}{times:>10}{row['first_batch_s']:>11.2f} s{row['peak_bytes'] / 2**20:>10.0f}"

@@ -1,0 +1,204 @@
+"""One array as a member of a tar, in chunks: a box of it is read without reading the rest.
+
+Axes: C channel, D H W voxels.  In: an array of one to four axes.  Out: bytes; back from them, whole or any box.
+    head   48 bytes, little-endian: magic "MRIV", version, code of the dtype, number of axes, shape C D H W, chunk D H W,
+           number of bytes that follow the table, CRC-32 of all of head and table but itself
+    table  for each chunk its compressed size and its CRC-32, 4 bytes each: offsets are running sums, so chunks cannot overlap
+    chunks in the order of their place (D, H, W), the channels of one place side by side; at the upper borders they are cut off
+32^3 voxels a chunk: a 128^3 box out of a 512^3 volume touches at most 5^3 of 16^3 chunks, 3 % of the volume.
+Nothing is believed before its checksum, and nothing is allocated before its size is held against the bytes that there are.
+"""
+
+import itertools
+import math
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import zstandard
+
+from mri_ds.data.codec import DTYPES, LEVEL, checksum, decode_block, encode_block
+from mri_ds.errors import CorruptError, InputError
+
+MAGIC, VERSION = b"MRIV", 1
+HEAD = struct.Struct("<4sHBB4I3IQI")
+SIDE = 32
+MAX_ARRAY_BYTES = 4 * 2**30  # 4 GiB: four channels of 640^3 float32
+FIX = "shard the data again"
+
+ReadAt = Callable[[int, int], bytes]  # (offset in the member, number of bytes) -> those bytes
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What head and table say: the array's form, and where each chunk lies."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]  # as given to encode_array
+    chunk: tuple[int, int, int]
+    offsets: np.ndarray  # (num_chunks + 1,) int64, from the start of the member
+    checksums: np.ndarray  # (num_chunks,) uint32
+
+    @property
+    def shape4(self) -> tuple[int, int, int, int]:
+        """C D H W: axes that the array has not got are 1."""
+        c, d, h, w = (1,) * (4 - len(self.shape)) + self.shape
+        return c, d, h, w
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Number of chunks along D, H, W."""
+        return _grid(self.shape4[1:], self.chunk)
+
+
+def encode_array(array: np.ndarray, *, chunk: tuple[int, int, int] = (SIDE, SIDE, SIDE)) -> bytes:
+    """Array of one of codec.DTYPES -> bytes."""
+    assert array.dtype.name in DTYPES and 1 <= array.ndim <= 4, (array.dtype, array.shape)
+    whole = array.reshape((1,) * (4 - array.ndim) + array.shape)
+    compressor = zstandard.ZstdCompressor(level=LEVEL)
+    frames = [encode_block(whole[c][box], compressor) for box, c in _places(whole.shape, chunk)]
+    table = np.array([(len(frame), checksum(frame)) for frame in frames], dtype="<u4").tobytes()
+    start = (MAGIC, VERSION, DTYPES.index(array.dtype.name), array.ndim, *whole.shape, *chunk, sum(map(len, frames)))
+    head = HEAD.pack(*start, checksum(HEAD.pack(*start, 0) + table))
+    return b"".join([head, table, *frames])
+
+
+def decode_array(data: bytes, *, where: str = "") -> np.ndarray:
+    """Bytes -> array, as it was given. Raises CorruptError where a checksum fails, InputError for what was never ours.
+
+    >>> decode_array(encode_array(np.arange(6, dtype=np.int16).reshape(2, 3))).tolist()
+    [[0, 1, 2], [3, 4, 5]]
+    """
+    view = memoryview(data)
+
+    def read_at(offset: int, size: int) -> bytes:
+        return view[offset : offset + size]  # type: ignore[return-value]  # a view serves, and copies nothing
+
+    layout = read_layout(read_at, len(data), where=where)
+    whole = read_box(read_at, layout, (0, 0, 0), layout.shape4[1:], where=where)
+    return whole.reshape(layout.shape)
+
+
+def read_layout(read_at: ReadAt, size: int, *, where: str = "") -> Layout:
+    """Head and table of a member of `size` bytes."""
+    if size < HEAD.size:
+        raise InputError(f"has {size} bytes, a head has {HEAD.size}", where=where, fix=FIX)
+    head = _exactly(read_at, 0, HEAD.size, where)
+    magic, version, code, ndim, *numbers, num_bytes, crc = HEAD.unpack(head)
+    shape4, chunk = tuple(numbers[:4]), tuple(numbers[4:])
+    if magic != MAGIC:
+        raise InputError("is not an array in chunks", where=where, fix=FIX)
+    if version != VERSION:
+        raise InputError(f"is version {version} of an array in chunks, {VERSION} is known", where=where, fix="upgrade mri_ds")
+    if code >= len(DTYPES) or not 1 <= ndim <= 4 or 0 in chunk or set(shape4[: 4 - ndim]) - {1}:
+        raise CorruptError("has a damaged head", where=where, fix=FIX)
+    dtype = np.dtype(DTYPES[code])
+    if math.prod(shape4) * dtype.itemsize > MAX_ARRAY_BYTES:
+        raise InputError(f"states shape {shape4}, over the cap of {MAX_ARRAY_BYTES} bytes", where=where, fix="store less")
+    num_chunks = shape4[0] * math.prod(_grid(shape4[1:], chunk))
+    if HEAD.size + 8 * num_chunks + num_bytes != size:
+        raise CorruptError(f"states {num_chunks} chunks of {num_bytes} bytes, but has {size} bytes", where=where, fix=FIX)
+    table = _exactly(read_at, HEAD.size, 8 * num_chunks, where)
+    if checksum(bytes(head[:-4]) + bytes(4) + bytes(table)) != crc:
+        raise CorruptError("head does not match its checksum", where=where, fix=FIX)
+    sizes, checksums = np.frombuffer(table, dtype="<u4").reshape(-1, 2).T
+    offsets = HEAD.size + 8 * num_chunks + np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    if offsets[-1] != size:
+        raise CorruptError(f"has chunks up to byte {offsets[-1]} of {size}", where=where, fix=FIX)
+    return Layout(dtype, shape4[4 - ndim :], chunk, offsets, checksums)  # type: ignore[arg-type]
+
+
+def read_box(read_at: ReadAt, layout: Layout, start: Sequence[int], shape: Sequence[int], *, where: str = "") -> np.ndarray:
+    """(C, *shape): the voxels from `start` on, of every channel. Only the chunks that the box touches are read.
+
+    Raises ValueError for a box that is not inside the array, CorruptError where a chunk fails its checksum.
+    """
+    extent = layout.shape4[1:]
+    if any(s < 0 or n < 0 or s + n > whole for s, n, whole in zip(start, shape, extent, strict=True)):
+        raise ValueError(f"box of {tuple(shape)} voxels at {tuple(start)} is not inside {extent}")
+    out = np.empty((layout.shape4[0], *shape), dtype=layout.dtype)
+    if out.size == 0:
+        return out
+    planes = out.view(np.uint8).reshape(*out.shape, layout.dtype.itemsize)
+    decompressor = zstandard.ZstdDecompressor()
+    for first, last in _runs(layout, start, shape):
+        begin = int(layout.offsets[first])
+        run = _exactly(read_at, begin, int(layout.offsets[last]) - begin, where)
+        for i in range(first, last):
+            frame = run[layout.offsets[i] - begin : layout.offsets[i + 1] - begin]
+            c, box = _place(layout, i)
+            if checksum(frame) != layout.checksums[i]:
+                at = tuple(side.start for side in box)
+                raise CorruptError(f"chunk {i} (channel {c}, voxels from {at}) fails its checksum", where=where, fix=FIX)
+            source, target = _overlap(box, start, shape)
+            try:
+                block = decode_block(frame, tuple(side.stop - side.start for side in box), layout.dtype, decompressor)
+            except ValueError as err:  # its checksum is right: whoever wrote it, wrote this
+                raise InputError(f"chunk {i} cannot be decoded ({err})", where=where, fix=FIX) from None
+            for byte, plane in enumerate(block):
+                planes[c][(*target, byte)] = plane[source]
+    return out
+
+
+def _exactly(read_at: ReadAt, offset: int, size: int, where: str) -> bytes:
+    data = read_at(offset, size)
+    if len(data) != size:
+        raise CorruptError(f"ends after {len(data)} of {size} bytes from byte {offset} on", where=where, fix=FIX)
+    return data
+
+
+# ---- which chunks ----------------------------------------------------------------------------------------------------
+
+
+def _grid(extent: Sequence[int], chunk: Sequence[int]) -> tuple[int, int, int]:
+    d, h, w = (-(-n // side) for n, side in zip(extent, chunk))
+    return d, h, w
+
+
+def _places(shape4: tuple[int, ...], chunk: Sequence[int]) -> Iterator[tuple[Box, int]]:
+    """The box and the channel of each chunk, in the order of the file."""
+    sides = [[slice(i, min(i + step, n)) for i in range(0, n, step)] for n, step in zip(shape4[1:], chunk)]
+    for d, h, w in itertools.product(*sides):
+        for c in range(shape4[0]):
+            yield (d, h, w), c
+
+
+def _place(layout: Layout, i: int) -> tuple[int, Box]:
+    """The channel and the box of chunk number i."""
+    rest, c = divmod(i, layout.shape4[0])
+    rest, w = divmod(rest, layout.grid[2])
+    d, h = divmod(rest, layout.grid[1])
+    box = tuple(
+        slice(k * side, min((k + 1) * side, n)) for k, side, n in zip((d, h, w), layout.chunk, layout.shape4[1:], strict=True)
+    )
+    return c, box  # type: ignore[return-value]
+
+
+def _runs(layout: Layout, start: Sequence[int], shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """[first, last) of the chunks that a box touches, those that lie side by side in the file as one: one read each."""
+    d, h, w = (range(s // side, -(-(s + n) // side)) for s, n, side in zip(start, shape, layout.chunk))
+    channels, (_, rows, columns) = layout.shape4[0], layout.grid
+    run: list[int] = []
+    for i, j in itertools.product(d, h):
+        row = (i * rows + j) * columns
+        first, last = (row + w.start) * channels, (row + w.stop) * channels
+        if run and run[1] == first:
+            run[1] = last
+            continue
+        if run:
+            yield run[0], run[1]
+        run = [first, last]
+    if run:
+        yield run[0], run[1]
+
+
+def _overlap(box: Box, start: Sequence[int], shape: Sequence[int]) -> tuple[Box, Box]:
+    """What of a chunk's box is wanted: counted from the chunk's corner, and from the wanted box's."""
+    source, target = [], []
+    for side, s, n in zip(box, start, shape):
+        first, last = max(side.start, s), min(side.stop, s + n)
+        source.append(slice(first - side.start, last - side.start))
+        target.append(slice(first - s, last - s))
+    return tuple(source), tuple(target)  # type: ignore[return-value]
