@@ -7,7 +7,7 @@ A misspelt key is an error that names it and its nearest match.
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
@@ -16,6 +16,7 @@ from mri_ds.errors import InputError
 
 TaskKind = Literal["segmentation", "classification", "regression"]
 Triple = tuple[int, int, int]
+Model = TypeVar("Model", bound=BaseModel)
 
 SHARE_FLOOR = 1e-5  # a class's share of a volume is taken to be at least this before its logarithm
 
@@ -147,6 +148,31 @@ class Intensity(_Strict):
     std: float = Field(gt=0)
 
 
+class SynthesisConfig(_Strict):
+    """Images synthesised from label maps. Strengths are the largest that is drawn; 0 leaves that step out."""
+
+    labels: str = ""  # folder of label maps; where its labels.yaml is absent, FreeSurfer's ids
+    share: float = Field(default=0.5, gt=0, lt=1)  # of an epoch's samples
+    task: str = ""  # the segmentation task that they teach; may be left out where there is only one
+    rotate_deg: float = Field(default=15.0, ge=0, le=180)
+    scale: float = Field(default=0.15, ge=0, lt=1)
+    shear: float = Field(default=0.012, ge=0, lt=0.3)
+    elastic_mm: float = Field(default=6.0, ge=0)
+    elastic_grid_mm: float = Field(default=20.0, gt=0)  # between control points; elastic_mm is at most 0.4 of it
+    bias: float = Field(default=0.5, ge=0)  # standard deviation of the log gain's control points
+    gamma: float = Field(default=0.4, ge=0)  # standard deviation of the exponent's logarithm
+    max_slice_mm: float = Field(default=8.0, ge=0)  # thick slices along one axis
+    max_voxel_mm: float = Field(default=4.0, ge=0)  # coarse voxels along all
+    noise: float = Field(default=0.08, ge=0)  # relative to the brightest tissue
+    artefact_prob: float = Field(default=0.1, ge=0, le=1)  # of ghosts, and of ringing
+
+    @model_validator(mode="after")
+    def _does_not_fold(self) -> "SynthesisConfig":
+        if self.elastic_mm > 0.4 * self.elastic_grid_mm:
+            raise ValueError(f"elastic_mm could fold space: keep it within 0.4 x elastic_grid_mm ({self.elastic_grid_mm})")
+        return self
+
+
 class DataConfig(_Strict):
     """What the network is shown. `auto` values come from the shards' manifest."""
 
@@ -167,6 +193,7 @@ class DataConfig(_Strict):
     skip_unreadable: bool = False  # show a subject that cannot be read as a masked one, and say so, instead of stopping
     cache_dir: str = "auto"  # of remote shards, shared by the ranks of a node
     cache_gib: float = Field(default=10.0, ge=0)  # its bound; 0 keeps nothing on disk
+    synthesis: SynthesisConfig | None = None  # samples made from label maps, beside those of the shards
 
     @field_validator("augment", mode="before")
     @classmethod
@@ -176,6 +203,10 @@ class DataConfig(_Strict):
     @field_serializer("augment")
     def _write_switch(self, value: AugmentConfig | None) -> dict[str, Any] | bool:
         return value.model_dump(mode="json") if value else False
+
+
+# keys of `data` on which the order of subjects depends, or that are of the machine: no stage may change them
+ORDER_KEYS = ["synthesis", "balance", "shuffle_shards", "skip_unreadable", "cache_dir", "cache_gib", "num_workers"]
 
 
 class LossConfig(_Strict):
@@ -207,6 +238,58 @@ class TrainingConfig(_Strict):
     checkpoint_every: int = Field(default=100, ge=1)
 
 
+class PaceConfig(_Strict):
+    """How a level rises from `start` to `end` percent over `steps` steps, in jumps of `by`: DeepSpeed's CurriculumScheduler."""
+
+    start: int = Field(ge=1, le=100)
+    end: int = Field(default=100, ge=1, le=100)
+    steps: int = Field(ge=1)
+    by: int = Field(default=5, ge=1, le=100)
+    root: int = Field(default=1, ge=1)  # 1 rises evenly, 2 with the square root of the steps: fast at first
+
+    @model_validator(mode="after")
+    def _rises(self) -> "PaceConfig":
+        if self.end < self.start:
+            raise ValueError(f"end {self.end} is under start {self.start}: a curriculum goes from easy to hard")
+        if self.start % self.by or self.end % self.by:
+            raise ValueError(f"start {self.start} and end {self.end} must be multiples of by {self.by}")
+        return self
+
+
+class StageConfig(_Strict):
+    """What is different from `from_step` on: `tasks` are those that are learned (none: all), `data` replaces keys of `data:`."""
+
+    from_step: int = Field(default=0, ge=0)
+    tasks: list[str] = []
+    data: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _keeps_the_order(self) -> "StageConfig":
+        if fixed := [key for key in self.data if key in ORDER_KEYS]:
+            raise ValueError(f"data.{fixed[0]} cannot change within a run")
+        if auto := [key for key, value in validate_data(self.data).model_dump().items() if key in self.data and value == "auto"]:
+            raise ValueError(f"data.{auto[0]} cannot be auto in a stage: give its value")
+        return self
+
+
+class CurriculumConfig(_Strict):
+    """From easy to hard. Every section is optional: subjects (easiest first), crop, resolution, stages."""
+
+    difficulty: str = "loss"  # of a subject: its running loss, or a scalar label of the shards ("-age": high values are easy)
+    every: int = Field(default=50, ge=1)  # steps between changes; each starts the loader anew, which costs seconds
+    subjects: PaceConfig | None = None
+    crop: PaceConfig | None = None
+    resolution: PaceConfig | None = None
+    stages: list[StageConfig] = []
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> "CurriculumConfig":
+        steps = [stage.from_step for stage in self.stages]
+        if steps and (steps[0] != 0 or sorted(set(steps)) != steps):
+            raise ValueError(f"stages begin at steps {steps}: the first must begin at 0, each other one later")
+        return self
+
+
 class RunConfig(_Strict):
     """The whole science of one run."""
 
@@ -215,6 +298,7 @@ class RunConfig(_Strict):
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     tasks: dict[str, TaskConfig] = {}
+    curriculum: CurriculumConfig | None = None
 
 
 def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = (), scale: str | None = None) -> RunConfig:
@@ -238,13 +322,22 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
 
 def validate(raw: Mapping[str, Any], *, where: str = "config") -> RunConfig:
     """Plain mapping -> RunConfig. Raises InputError that names the first bad key, its value and the nearest valid key."""
+    return _validate(RunConfig, raw, where)
+
+
+def validate_data(raw: Mapping[str, Any], *, where: str = "data") -> DataConfig:
+    """Plain mapping -> DataConfig, as `validate`."""
+    return _validate(DataConfig, raw, where)
+
+
+def _validate(model: type[Model], raw: Mapping[str, Any], where: str) -> Model:
     try:
-        return RunConfig.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as err:
         first = next((e for e in err.errors() if e["type"] == "extra_forbidden"), err.errors()[0])
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = _known_keys(first["loc"][:-1])
+            known = _known_keys(model, first["loc"][:-1])
             raise InputError(f"unknown key {key!r}", where=where, fix=nearest(str(first["loc"][-1]), known)) from None
         raise InputError(f"{key} = {first['input']!r}: {first['msg']}", where=where, fix=f"correct {key}") from None
 
@@ -260,14 +353,19 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f"did you mean {match[0]!r}?" if match else f"use one of {', '.join(sorted(known))}"
 
 
-def _known_keys(loc: Sequence[Any]) -> list[str]:
-    """The keys of the section at `loc`; a task's name stands for any."""
-    section: Any = RunConfig
+def _known_keys(section: type[BaseModel], loc: Sequence[Any]) -> list[str]:
+    """Keys of the section that stands at `loc` (names of sections, of tasks, numbers of stages)."""
     for part in loc:
-        field = section.model_fields.get(str(part)) if section is not None else None
-        kinds = [TaskConfig] if part == "tasks" else [field.annotation, *get_args(field.annotation)] if field else [section]
-        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, _Strict)), None)
-    return list(section.model_fields) if section is not None else []
+        field = section.model_fields.get(str(part))
+        section = _section_in(field.annotation) or section if field is not None else section
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """TaskConfig of dict[str, TaskConfig], SynthesisConfig of SynthesisConfig | None, ..."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

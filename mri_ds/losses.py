@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 SMOOTH = 1e-5  # of Dice: a class that is neither in the target nor predicted scores a perfect 1
 RAREST = 1e-4  # a class prior below this weighs no more
+SUBJECT_LOSS = "subject/loss"  # key of the losses (B,) among a MultiTaskLoss's results
 LOG_VARIANCE_BOUND = 4.0  # learned task weights stay within exp(-4) and exp(4)
 
 
@@ -59,12 +60,18 @@ class MultiTaskLoss(nn.Module):
     def forward(
         self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor], mask: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Returns {"loss": the sum, attached; task: its L_t, detached; "weight/" + task: exp(-s), detached}."""
+        """Returns {"loss": the sum, attached; and detached task: its L_t; "weight/" + task: exp(-s); SUBJECT_LOSS: (B,)}.
+
+        SUBJECT_LOSS holds each subject's mean of l_b over the tasks that it has a label of, NaN where there are none.
+        """
         total, logs = torch.zeros((), device=next(iter(predictions.values())).device), {}
+        of_subjects = []
         log_variances = self._log_variances()
         for index, (name, kind) in enumerate(self.kinds.items()):
             weight = mask[name].to(torch.promote_types(mask[name].dtype, torch.float32))
-            task_loss = self._masked_mean(name, predictions[name], targets[name], weight)
+            losses = self._losses(name, predictions[name], targets[name], weight)
+            task_loss = (weight * losses).mean()
+            of_subjects.append(losses.detach().masked_fill(weight == 0, torch.nan))
             logs[name] = task_loss.detach()
             if log_variances is None:
                 total = total + task_loss
@@ -74,6 +81,7 @@ class MultiTaskLoss(nn.Module):
                 precision = 0.5 * torch.exp(-s) if kind == "regression" else torch.exp(-s)
                 total = total + precision * task_loss + 0.5 * s * weight.mean()
                 logs[f"weight/{name}"] = torch.exp(-s).detach()
+        logs[SUBJECT_LOSS] = torch.stack(of_subjects).nanmean(dim=0)
         return {"loss": total, **logs}
 
     def _log_variances(self) -> Tensor | None:
@@ -83,11 +91,10 @@ class MultiTaskLoss(nn.Module):
         raw = self.log_variance.to(torch.promote_types(self.log_variance.dtype, torch.float32))
         return LOG_VARIANCE_BOUND * torch.tanh(raw / LOG_VARIANCE_BOUND)
 
-    def _masked_mean(self, name: str, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """mean_b(weight_b l_b). Fillers are replaced before the loss: 0 * NaN is NaN, and -1 is no class."""
+    def _losses(self, name: str, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """l_b, (B,). Fillers are replaced before the loss: 0 * NaN is NaN, and -1 is no class."""
         is_filler = (weight == 0).reshape(-1, *[1] * (target.ndim - 1))
-        losses = LOSSES[self.kinds[name]](prediction, target.masked_fill(is_filler, 0), **self.options[name])
-        return (weight * losses).mean()
+        return LOSSES[self.kinds[name]](prediction, target.masked_fill(is_filler, 0), **self.options[name])
 
 
 def segmentation_loss(

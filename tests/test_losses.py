@@ -11,6 +11,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from mri_ds.losses import (
     LOG_VARIANCE_BOUND,
+    SUBJECT_LOSS,
     MultiTaskLoss,
     balanced_weights,
     boundary_loss,
@@ -193,7 +194,7 @@ def test_uncertainty_weights_by_hand():
     loss = MultiTaskLoss({"age": TASKS["age"]})
     torch.nn.init.constant_(loss.log_variance, 2.0)
     result = loss({"age": torch.tensor([80.0])}, {"age": torch.tensor([50.0])}, {"age": torch.ones(1)})
-    assert set(result) == {"loss", "age", "weight/age"}
+    assert set(result) == {"loss", "age", "weight/age", SUBJECT_LOSS}
     torch.testing.assert_close(result["age"], torch.tensor(1.0))
     torch.testing.assert_close(result["weight/age"], torch.tensor(0.15748), atol=1e-5, rtol=0)
     torch.testing.assert_close(result["loss"].detach(), torch.tensor(0.07874 + 0.92423), atol=1e-5, rtol=0)
@@ -357,3 +358,14 @@ def test_balanced_weights_are_one_on_average_and_even_out_at_power_one():
     assert balanced_weights(prior, 0.0) == [1.0, 1.0, 1.0]
     assert [p * w for p, w in zip(prior, balanced_weights(prior, 1.0), strict=True)] == pytest.approx([1 / 3] * 3)
     assert max(balanced_weights([1.0, 0.0], 1.0)) <= 1e4  # a class that training never saw weighs no more than the rarest
+
+
+def test_losses_of_subjects_are_means_over_the_labels_they_have():
+    """Worked: ages off by 1.5 and 3 std give 1 and 2.5; with a lesion's log 3 beside it the first subject's mean is of two."""
+    loss = MultiTaskLoss({"age": {"kind": "regression", "std": 20.0}, "lesion": {"kind": "classification"}})
+    predictions = {"age": torch.tensor([80.0, 110.0, 0.0], requires_grad=True), "lesion": torch.zeros(3, 3)}
+    targets = {"age": torch.tensor([50.0, 50.0, 50.0]), "lesion": torch.tensor([1, 0, 0])}
+    mask = {"age": torch.tensor([1.5, 1.5, 0.0]), "lesion": torch.tensor([3.0, 0.0, 0.0])}  # weights, see Batch.mask
+    result = loss(predictions, targets, mask)[SUBJECT_LOSS]
+    assert result[:2].tolist() == pytest.approx([(1.0 + math.log(3)) / 2, 2.5], rel=1e-5)
+    assert result[2].isnan() and not result.requires_grad

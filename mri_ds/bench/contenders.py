@@ -69,7 +69,7 @@ def ours_in_training(job: Job) -> Epoch:
     assert job.patch is not None, "it shows patches only"
     dataset = ShardDataset(job.shards, "train")
     data = DataConfig(
-        spacing_mm=dataset.manifest.fingerprint.median_spacing_mm, patch=job.patch, augment=False, num_workers=job.num_workers
+        spacing_mm=dataset.manifest.fingerprint.median_spacing_mm, patch=job.patch, augment=None, num_workers=job.num_workers
     )
     batches = make_loader(dataset, data, job.tasks, seed=0, global_batch=1, micro_batch=1, rank=0, world_size=1)
 

@@ -18,20 +18,36 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 def synthesize(
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
-    subjects: Annotated[int, typer.Option("--subjects", min=1, help="How many subjects.")] = 60,
+    subjects: Annotated[int, typer.Option("--subjects", "--count", min=1, help="How many subjects.")] = 60,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same files.")] = 0,
-    size: Annotated[int, typer.Option("--size", min=16, max=512, help="Voxels along each axis, before anisotropy.")] = 96,
+    size: Annotated[
+        int | None, typer.Option("--size", min=16, max=512, help="Voxels along each axis. Default: 96; of a label map, all.")
+    ] = None,
+    from_labels: Annotated[
+        Path | None, typer.Option("--from-labels", metavar="DIR", help="Label maps (NIfTI) to make images of any contrast from.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make labelled synthetic brain MRI subjects: T1- and T2-like NIfTI images, tissue labels, lesion grade and age.
 
+    With --from-labels: images of random contrast, resolution and artefacts of the anatomies in a folder of label maps (1 mm).
+    FreeSurfer's ids are known; for others write labels.yaml beside them, `classes: {kidney: [1, 2], tumour: [3]}`.
+
     Example: `mri-ds synthesize --subjects 60 --out data/demo/subjects --seed 0 --size 64`
+
+    Example: `mri-ds synthesize --from-labels label_maps --out data/any_contrast --count 20`
     """
     from mri_ds.data.synthesis import synthesize_dataset
 
-    console.output_folder(out)
+    if from_labels is None:
+        console.output_folder(out)
     with console.stdout_for_result(), console.progress("synthesize") as report:
-        synthesize_dataset(out, num_subjects=subjects, seed=seed, size=size, progress=report)
+        if from_labels is None:
+            synthesize_dataset(out, num_subjects=subjects, seed=seed, size=size or 96, progress=report)
+        else:
+            from mri_ds.data.synthesis.label_cohort import synthesize_from_labels
+
+            synthesize_from_labels(from_labels, out, num_subjects=subjects, seed=seed, size=size, progress=report)
     if json:
         console.print_json({"out": str(out), "subjects": subjects, "seed": seed, "size": size})
     else:

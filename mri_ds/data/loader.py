@@ -8,7 +8,7 @@ are drawn for a place of an epoch. So a batch is a function of its positions, an
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from mri_ds.config import DataConfig, TaskConfig, nearest
 from mri_ds.data.index import ShardDataset
 from mri_ds.data.order import Order, Slot, make_order
 from mri_ds.data.patches import PatchSource
+from mri_ds.data.synthesis.source import MixedSource, with_synthesis
 from mri_ds.errors import InputError
 from mri_ds.sample import Batch
 
@@ -38,22 +39,27 @@ def make_loader(
     rank: int,
     world_size: int,
     start_step: int = 0,
+    order: Order | None = None,
+    shown_tasks: Collection[str] | None = None,
     cache_bytes: int = CACHE_BYTES,
 ) -> Iterator[Batch]:
     """Micro-batches of `rank` from step `start_step` on, global_batch / (micro_batch world_size) of them per step, for ever.
 
-    `data` has no "auto" left. Raises InputError for a batch that the ranks cannot share evenly, an empty split, or a task that
+    `data` has no "auto" left. `order` None is that of make_order; labels of tasks that are not among `shown_tasks` (None: all
+    are) are masked. Raises InputError for a batch that the ranks cannot share evenly, an empty split, or a task that
     the shards hold with other classes or not at all; while iterating, for a subject that cannot be read, unless
     `data.skip_unreadable`: then its place has mask 0 for all tasks, a warning names it, and other subjects keep their weights.
     """
     if global_batch % (micro_batch * world_size):
         what = f"global_batch {global_batch} cannot be shared by {world_size} ranks in micro-batches of {micro_batch}"
         raise InputError(what, fix=f"make it a multiple of {micro_batch * world_size}")
-    order = make_order(dataset, data, seed=seed, global_batch=global_batch)
+    order = order or make_order(dataset, data, seed=seed, global_batch=global_batch)
     _check_tasks(dataset, tasks)
-    source = PatchSource(dataset, data, tasks, cache_bytes=cache_bytes // max(1, data.num_workers))
+    cache_bytes //= max(1, data.num_workers)
+    source = PatchSource(dataset, data, tasks, cache_bytes=cache_bytes)
+    mixed = with_synthesis(source, data, tasks, num_channels=len(dataset.manifest.channels), cache_bytes=cache_bytes // 2)
     loader: DataLoader[Any] = DataLoader(
-        _Positions(source, order, skip_unreadable=data.skip_unreadable),
+        _Positions(mixed, order, set(tasks if shown_tasks is None else shown_tasks), skip_unreadable=data.skip_unreadable),
         batch_sampler=_MicroBatches(global_batch, micro_batch, rank, world_size, start_step),  # type: ignore[arg-type]
         num_workers=data.num_workers,
         collate_fn=_collate,
@@ -80,10 +86,12 @@ class _MicroBatches:
 class _Positions(Dataset[dict[str, Any]]):
     """position -> the patch that stands there and the weights of its labels: the workers' half of the loader."""
 
-    def __init__(self, source: PatchSource, order: Order, *, skip_unreadable: bool) -> None:
+    def __init__(self, source: MixedSource, order: Order, shown_tasks: Collection[str], *, skip_unreadable: bool) -> None:
         self.source, self.order, self.skip_unreadable = source, order, skip_unreadable
-        dataset = source.dataset
-        self.presence = {task: np.array([dataset.has_label(i, task) for i in range(len(dataset))]) for task in source.tasks}
+        self.presence = {
+            task: np.array([task in shown_tasks and source.has_label(i, task) for i in range(len(source))])
+            for task in source.tasks
+        }
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         slot = self.order.slot(position)
@@ -93,8 +101,11 @@ class _Positions(Dataset[dict[str, Any]]):
             problem = _as_input_error(err)
             if not self.skip_unreadable:
                 return {"error": problem}
-            subject_id = self.source.dataset.subject_ids[slot.subject]
-            return {**self.source.blank(), "mask": self._mask(0.0), "skipped": (subject_id, str(problem))}
+            return {
+                **self.source.blank(),
+                "mask": self._mask(0.0),
+                "skipped": (self.source.subject_id(slot.subject), str(problem)),
+            }
         if slot.is_padding:
             return {**patch, "mask": self._mask(0.0), "subject_id": ""}
         weights = {task: self._weight(task, position, slot) for task in self.presence}

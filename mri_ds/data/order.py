@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mri_ds.config import DataConfig
+from mri_ds.config import DataConfig, SynthesisConfig
 from mri_ds.data.index import ShardDataset
 from mri_ds.data.sampling import Groups, balanced, groups_by
 from mri_ds.errors import InputError
@@ -123,15 +123,24 @@ def make_order(dataset: ShardDataset, data: DataConfig, *, seed: int, global_bat
     groups = groups_by(dataset, data.balance)
     if groups and data.shuffle_shards:
         raise InputError("data.balance and data.shuffle_shards exclude each other", fix="leave one of them out")
+    extra = num_synthetic(len(dataset), data.synthesis)
+    if extra and (groups or data.shuffle_shards):
+        what = "data.synthesis excludes data.balance and data.shuffle_shards"
+        raise InputError(what, fix="leave one of them out")
     told = json.dumps([dataset.subject_ids, data.balance, data.shuffle_shards]).encode()
     return Order(
-        shard_sizes=dataset.shard_sizes,
+        shard_sizes=[*dataset.shard_sizes, extra] if extra else dataset.shard_sizes,
         global_batch=global_batch,
         seed=seed,
         window=data.shuffle_shards,
         groups=groups,
         identity=int.from_bytes(hashlib.sha256(told).digest()[:7], "big"),  # 56 bits: whole in JSON's numbers, too
     )
+
+
+def num_synthetic(num_real: int, synthesis: SynthesisConfig | None) -> int:
+    """Places of an epoch that synthetic samples take, after the `num_real` subjects: their share of all, at least one."""
+    return max(1, round(num_real * synthesis.share / (1 - synthesis.share))) if synthesis is not None else 0
 
 
 def shuffled(shard_sizes: Sequence[int], *, seed: int, epoch: int, window: int = 0) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Supervised learning of all tasks at once: a net's predictions against the labels that each subject has.
 
-In: Batch (see sample.py).  Out: {"loss": attached scalar, task: detached loss, "weight/" + task: detached learned weight}.
+In: Batch (see sample.py).  Out: {"loss": attached scalar, task: detached loss, "weight/" + task: detached learned weight,
+SUBJECT_LOSS: detached (B,)}.
 Net and loss are handed to DeepSpeed together, so that learned task weights are sharded, trained and saved like any weight.
 """
 

@@ -21,10 +21,10 @@ from mri_ds.training.expert_parallel import own_state
 KEEP = 2
 
 
-def save(engine: Any, run_dir: Path, step: int, *, data: Mapping[str, int]) -> None:
+def save(engine: Any, run_dir: Path, step: int, *, data: Mapping[str, Any]) -> None:
     """Writes a resumable checkpoint of `step` and removes all but the last KEEP. Every rank must call it.
 
-    `data`: where the loader stands, see data.order.Order.state.
+    `data`: where the loader stands, see training.course.Course.state.
     """
     folder = run_dir / "checkpoints"
     engine.save_checkpoint(str(folder), tag=f"step{step:06d}", client_state={"step": step, "data": dict(data)})
@@ -34,7 +34,7 @@ def save(engine: Any, run_dir: Path, step: int, *, data: Mapping[str, int]) -> N
             shutil.rmtree(old)
 
 
-def resume(engine: Any, run_dir: Path, check_data: Callable[[Mapping[str, int]], None]) -> int:
+def resume(engine: Any, run_dir: Path, check_data: Callable[[Mapping[str, Any]], None]) -> int:
     """Loads the last complete checkpoint, if any, and returns its step (0: nothing to resume).
 
     `check_data` hears what `save` was told of the data, and raises InputError where it is not the same any more.

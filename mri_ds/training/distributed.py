@@ -75,6 +75,16 @@ def average(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(keys, (packed / world_size()).tolist(), strict=True))
 
 
+def gather(values: torch.Tensor) -> torch.Tensor:
+    """The same-shaped tensors of all ranks, (ranks, *shape), on the CPU."""
+    if world_size() == 1:
+        return values.detach().cpu()[None]
+    own = values.detach().to(device())
+    everyone = [torch.empty_like(own) for _ in range(world_size())]
+    torch.distributed.all_gather(everyone, own)
+    return torch.stack(everyone).cpu()
+
+
 def barrier() -> None:
     if torch.distributed.is_initialized() and world_size() > 1:
         torch.distributed.barrier()

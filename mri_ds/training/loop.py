@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ import torch
 
 from mri_ds.config import SCALES, RunConfig, dump_config, load_config, nearest, validate
 from mri_ds.data.index import ShardDataset
-from mri_ds.data.loader import make_loader
 from mri_ds.data.manifest import Manifest, read_manifest
 from mri_ds.data.order import make_order
 from mri_ds.data.preprocess import dataset_intensities, propose
 from mri_ds.data.remote import locate
 from mri_ds.errors import InputError
+from mri_ds.losses import SUBJECT_LOSS
 from mri_ds.sample import Batch
 from mri_ds.training import checkpoint, distributed, ds_config
+from mri_ds.training.course import Course
 from mri_ds.training.engine import build_engine, build_objective
 from mri_ds.training.expert_parallel import balance
 from mri_ds.training.progress import Progress
@@ -89,35 +90,26 @@ def complete(config: RunConfig, manifest: Manifest, *, where: Path) -> RunConfig
 
 
 def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data: Path, run_dir: Path) -> dict[str, Any]:
-    training, rank, world = config.training, distributed.rank(), distributed.world_size()
+    training, rank = config.training, distributed.rank()
     _prepare_run_folder(run_dir, config, resolved, manifest)
     torch.manual_seed(training.seed)  # every rank draws the same weights; DeepSpeed then shards them
     engine = build_engine(build_objective(config), resolved)
     dataset = ShardDataset(data, "train")
     order = make_order(dataset, config.data, seed=training.seed, global_batch=training.global_batch)
-    start = checkpoint.resume(engine, run_dir, order.check)
+    course = Course(config, dataset, order, micro_batch=resolved["train_micro_batch_size_per_gpu"])
+    start = checkpoint.resume(engine, run_dir, course.load_state)
     tracker = Tracker(run_dir, is_writer=rank == 0, start_step=start)
     progress = Progress(training.steps, start, is_shown=rank == 0)
     if start:
         progress.say(f"resuming from step {start} of {training.steps} ({run_dir / 'checkpoints'})")
-    batches = make_loader(
-        dataset,
-        config.data,
-        config.tasks,
-        seed=training.seed,
-        global_batch=training.global_batch,
-        micro_batch=resolved["train_micro_batch_size_per_gpu"],
-        rank=rank,
-        world_size=world,
-        start_step=start,
-    )
     window = Window()
     for step in range(start + 1, training.steps + 1):
         torch.manual_seed(np.random.SeedSequence([training.seed, step, rank]).generate_state(1)[0].item())
-        losses, probe = train_step(engine, batches, window)
+        losses, probe = train_step(engine, course.batches(step - 1), window, course.hear)
+        course.end_step(step)
         loads = balance(engine.module, rate=training.balance_rate)
         if step % training.log_every == 0 or step == training.steps:
-            scalars = window.scalars(engine, config, loads, losses)
+            scalars = window.scalars(engine, config, loads, losses) | course.scalars(step)
             _check_finite(scalars["loss"], step)
             tracker.scalars(step, scalars)
             progress.update(step, scalars)
@@ -126,17 +118,22 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
             if picture is not None:
                 tracker.image(step, "prediction", picture)
         if step % training.checkpoint_every == 0 and step < training.steps:
-            checkpoint.save(engine, run_dir, step, data=order.state(step))
+            checkpoint.save(engine, run_dir, step, data=course.state(step))
     if start < training.steps:
-        checkpoint.save(engine, run_dir, training.steps, data=order.state(training.steps))
+        checkpoint.save(engine, run_dir, training.steps, data=course.state(training.steps))
     checkpoint.export(engine, run_dir)
     tracker.close()
     progress.close()
     return {"run": str(run_dir), "steps": training.steps, "resumed_from": start}
 
 
-def train_step(engine: Any, batches: Iterator[Batch], window: "Window") -> tuple[dict[str, float], Batch]:
-    """One weight update, made of `gradient_accumulation_steps` micro-batches; mean losses of this rank, and the last batch."""
+def train_step(
+    engine: Any, batches: Iterator[Batch], window: "Window", hear: Callable[[torch.Tensor], None] = lambda losses: None
+) -> tuple[dict[str, float], Batch]:
+    """One weight update, made of `gradient_accumulation_steps` micro-batches; mean losses of this rank, and the last batch.
+
+    `hear` is given the losses (B,) of each micro-batch's subjects.
+    """
     sums: dict[str, float] = defaultdict(float)
     count = engine.gradient_accumulation_steps()
     for _ in range(count):
@@ -148,6 +145,8 @@ def train_step(engine: Any, batches: Iterator[Batch], window: "Window") -> tuple
             engine.backward(losses["loss"])
         with window.time("step"):
             engine.step()  # weights move only on the last micro-batch
+        if SUBJECT_LOSS in losses:
+            hear(losses.pop(SUBJECT_LOSS))
         for key, value in losses.items():
             sums[key] += float(value.detach()) / count
     window.voxels += count * batch["image"].numel()

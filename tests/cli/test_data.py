@@ -76,3 +76,22 @@ def test_no_dataset(tmp_path: Path) -> None:
 
 def test_a_fold_that_there_is_not(tmp_path: Path) -> None:
     assert "choose 0 to 4" in refusal("shard", tmp_path, "--out", tmp_path, "--fold", "5")
+
+
+def test_synthesize_from_label_maps(tmp_path: Path) -> None:
+    import nibabel as nib
+    import numpy as np
+
+    voxels = np.zeros((24, 24, 24), dtype=np.int16)
+    voxels[4:20, 4:20, 4:20], voxels[8:16, 8:16, 8:16] = 3, 2
+    (tmp_path / "maps").mkdir()
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "maps" / "a.nii.gz")
+    result = call("synthesize", "--from-labels", tmp_path / "maps", "--out", tmp_path / "out", "--count", "2", "--size", "20")
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "out").glob("*/*.nii.gz"))) == 4
+    assert "mri-ds shard" in result.stdout
+
+
+def test_synthesize_from_a_folder_without_label_maps(tmp_path: Path) -> None:
+    assert str(tmp_path) in refusal("synthesize", "--from-labels", tmp_path, "--out", tmp_path / "out", "--count", "1")
+    assert not (tmp_path / "out").exists()

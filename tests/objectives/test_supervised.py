@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mri_ds.losses import MultiTaskLoss
+from mri_ds.losses import SUBJECT_LOSS, MultiTaskLoss
 from mri_ds.objectives import OBJECTIVES
 from mri_ds.objectives.supervised import SupervisedObjective
 
@@ -46,7 +46,7 @@ def test_equals_net_then_loss_and_attaches_one_tensor():
     objective, batch = make_objective(), make_batch()
     result = objective(batch)
     expected = objective.loss(objective.net(batch["image"], batch["spacing_mm"]), batch["targets"], batch["mask"])
-    assert set(result) == {"loss", "tissue", "age", "weight/tissue", "weight/age"}
+    assert set(result) == {"loss", "tissue", "age", "weight/tissue", "weight/age", SUBJECT_LOSS}
     assert all(torch.equal(result[name], expected[name]) for name in result)
     assert [name for name, value in result.items() if value.requires_grad] == ["loss"]
     assert torch.equal(objective.net.seen[1], batch["spacing_mm"])

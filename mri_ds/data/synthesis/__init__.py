@@ -1,4 +1,4 @@
-"""Synthetic subjects with known anatomy: data to try everything on, without a patient."""
+"""Synthetic subjects with known anatomy, from nothing or from label maps: data to try on and to train with."""
 
 from mri_ds.data.synthesis.dataset import Subject, synthesize_dataset, synthesize_subject
 

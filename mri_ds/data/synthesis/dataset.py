@@ -4,24 +4,18 @@ Tasks: tissue (segmentation), lesion (classification: none, few, many), age (reg
 Subject i of a seed is a function of (seed, i) alone, whatever the number of subjects and processes.
 """
 
-import os
-import signal
-import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
-import yaml
 from scipy.ndimage import correlate1d
 from scipy.spatial.transform import Rotation
 
 from mri_ds.data.nifti import write_image, write_label
 from mri_ds.data.synthesis.anatomy import LESION, TISSUES, build_anatomy, draw_person
+from mri_ds.data.synthesis.cohort import write_cohort
 from mri_ds.data.synthesis.contrast import CHANNELS, NUM_SCANNERS, scan, scanner
 from mri_ds.data.synthesis.fields import FOV_MM
 from mri_ds.data.synthesis.lesions import GRADES, add_lesions
@@ -77,59 +71,20 @@ def synthesize_dataset(
     for name, value, least in (("subjects", num_subjects, 1), ("seed", seed, 0), ("size", size, MIN_SIZE)):
         if value < least:
             raise InputError(f"{name} = {value}", fix=f"choose at least {least}")
-    table = Path(out) / "participants.tsv"
-    try:
-        table.parent.mkdir(parents=True, exist_ok=True)
-        table.unlink(missing_ok=True)
-    except OSError as err:
-        raise InputError(f"cannot be written ({err.strerror})", where=out, fix="give a folder you can write to") from None
-    report = (lambda done: progress(done, num_subjects)) if progress is not None else (lambda done: None)
-    rows = _write_all(partial(_write_subject, out=table.parent, seed=seed, size=size), num_subjects, num_workers, report)
     tasks = {
         "tissue": {"kind": "segmentation", "classes": TISSUES},
         "lesion": {"kind": "classification", "classes": GRADES},
         "age": {"kind": "regression", "unit": "years"},
     }
-    (table.parent / "dataset.yaml").write_text(yaml.safe_dump({"channels": CHANNELS, "tasks": tasks}, sort_keys=False))
-    partial_table = table.with_name(".participants.tsv.partial")
-    partial_table.write_text("\n".join(["participant_id\tage\tlesion\tscanner", *rows]) + "\n")
-    partial_table.replace(table)
-
-
-def _write_all(
-    write: Callable[[int], str], num_subjects: int, num_workers: int | None, report: Callable[[int], None]
-) -> list[str]:
-    """The rows of all subjects, in order."""
-    rows: list[str] = []
-    workers = min(num_workers or len(os.sched_getaffinity(0)), num_subjects)
-    if workers <= 1:
-        for number in range(num_subjects):
-            rows.append(write(number))
-            report(len(rows))
-        return rows
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
-    try:
-        for row in pool.map(write, range(num_subjects)):
-            rows.append(row)
-            report(len(rows))
-    except BrokenProcessPool as err:
-        raise RuntimeError("a process was ended from outside, most often for lack of memory: use fewer workers") from err
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the subjects in hand, not for all that are queued
-    return rows
-
-
-def _end_with_parent() -> None:
-    """In a worker: Ctrl-C is the parent's to handle, and a parent that was killed takes the worker with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    write_cohort(
+        Path(out),
+        partial(_write_subject, out=Path(out), seed=seed, size=size),
+        num_subjects=num_subjects,
+        columns=["participant_id", "age", "lesion", "scanner"],
+        description={"channels": CHANNELS, "tasks": tasks},
+        num_workers=num_workers,
+        progress=progress,
+    )
 
 
 def _write_subject(number: int, *, out: Path, seed: int, size: int) -> str:
