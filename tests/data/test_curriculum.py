@@ -136,7 +136,7 @@ class TestData:
         assert data.patch == (32, 24, 16) and data.spacing_mm == pytest.approx((2.0, 3.0, 1.38))
 
     def test_both(self):
-        assert data_of(Plan(0, 0, crop=75, resolution=75), [], DATA).patch == (32, 24, 16)  # 36, 27 and 11.25 to eights, 16 at least
+        assert data_of(Plan(0, 0, crop=75, resolution=75), [], DATA).patch == (32, 24, 16)  # 36, 27, 11 to eights
 
     def test_no_edge_grows(self):
         assert data_of(Plan(0, 0, crop=95), [], DATA.model_copy(update={"patch": (12, 20, 40)})).patch == (12, 16, 40)
