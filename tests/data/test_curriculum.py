@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mri_ds.config import CurriculumConfig, DataConfig, PaceConfig, RunConfig, StageConfig, load_config, validate
+from mri_ds.config import AugmentConfig, CurriculumConfig, DataConfig, PaceConfig, RunConfig, StageConfig, load_config, validate
 from mri_ds.data.curriculum import Curriculum, Plan, PoolOrder, data_of, metadata_difficulty, order_of
 from mri_ds.data.index import ShardDataset
 from mri_ds.data.loader import make_loader
@@ -136,18 +136,14 @@ class TestData:
         assert data.patch == (32, 24, 16) and data.spacing_mm == pytest.approx((2.0, 3.0, 1.38))
 
     def test_both(self):
-        assert data_of(Plan(0, 0, crop=75, resolution=75), [], DATA).patch == (
-            32,
-            24,
-            16,
-        )  # 36, 27 and 11.25 to eights, 16 at least
+        assert data_of(Plan(0, 0, crop=75, resolution=75), [], DATA).patch == (32, 24, 16)  # 36, 27, 11 to eights
 
     def test_no_edge_grows(self):
         assert data_of(Plan(0, 0, crop=95), [], DATA.model_copy(update={"patch": (12, 20, 40)})).patch == (12, 16, 40)
 
     def test_a_stage_changes_keys(self):
         stages = [StageConfig(data={"augment": False, "patch": [32, 32, 32]}), StageConfig(from_step=3)]
-        data = DATA.model_copy(update={"augment": True})
+        data = DATA.model_copy(update={"augment": AugmentConfig()})
         assert data_of(Plan(0, 0), stages, data).patch == (32, 32, 32) and not data_of(Plan(0, 0), stages, data).augment
         assert data_of(Plan(3, 1), stages, data) == data
 

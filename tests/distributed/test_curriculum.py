@@ -23,9 +23,9 @@ def config(tmp_path):
     return path
 
 
-def command(shards, run, config, ranks=2):
+def command(shards, run, config, ranks=2, sets=()):
     ds_config = launches.ROOT / "ds_configs/tiny.json"
-    return launches.train_command(ranks, data=shards, run=run, ds_config=ds_config, sets=SETS, config=config)
+    return launches.train_command(ranks, data=shards, run=run, ds_config=ds_config, sets=[*SETS, *sets], config=config)
 
 
 def course(run) -> dict[str, list[float]]:
@@ -63,9 +63,10 @@ def test_killed_run_resumes_and_ends_the_same(shards, config, tmp_path):
 
 @pytest.mark.timeout(300)
 def test_one_rank_sees_the_same_curriculum_as_two(shards, config, tmp_path):
+    """Without drop path, whose dice are a rank's own, and at a small learning rate, at which rounding does not grow."""
     one, two = tmp_path / "one", tmp_path / "two"
-    launches.run(command(shards, one, config, ranks=1), tmp_path / "one.log")
-    launches.run(command(shards, two, config), tmp_path / "two.log")
+    sets = ["model.drop_path=0", "training.lr=0.0002"]
+    launches.run(command(shards, one, config, ranks=1, sets=sets), tmp_path / "one.log")
+    launches.run(command(shards, two, config, sets=sets), tmp_path / "two.log")
     assert course(one) == course(two)
-    first = list(launches.losses(one).values())[:8], list(launches.losses(two).values())[:8]
-    assert first[0] == pytest.approx(first[1], rel=1e-4)
+    assert list(launches.losses(one).values()) == pytest.approx(list(launches.losses(two).values()), rel=1e-5)
