@@ -143,8 +143,8 @@ def _outliers(samples: Sequence[Sampled]) -> Iterator[Finding]:
     """
     measures: dict[str, list[float]] = {}
     for i in range(max((len(sample.ranges) for sample in samples), default=0)):
-        for name, values in (("range", [s.ranges for s in samples]), ("contrast", [s.contrasts for s in samples])):
-            measures[f"{name} of channel {i}"] = [value[i] if i < len(value) else math.nan for value in values]
+        measures[f"range of channel {i}"] = [_at(sample.ranges, i) for sample in samples]
+        measures[f"contrast of channel {i}"] = [_at(sample.contrasts, i) for sample in samples]
     for axis in range(3):
         measures[f"spacing along axis {axis}"] = [sample.spacing_mm[axis] for sample in samples]
     for name, values in measures.items():
@@ -165,3 +165,7 @@ def _outliers(samples: Sequence[Sampled]) -> Iterator[Finding]:
         for i in strange:
             where = f"{samples[i].split}/{samples[i].subject_id}"
             yield Finding("warning", "outlier", where, f"{name} is {values[i]:.4g}, {told}")
+
+
+def _at(values: Sequence[float], i: int) -> float:
+    return values[i] if i < len(values) else math.nan
