@@ -6,7 +6,8 @@ Axes: C channel, D H W voxels.  In: an array of one to four axes.  Out: bytes; b
     table  for each chunk its compressed size (2^31 more where its bytes are not shuffled) and its CRC-32, 4 bytes each: offsets
            are running sums, so chunks cannot overlap
     chunks in the order of their place (D, H, W), the channels of one place side by side; at the upper borders they are cut off
-32^3 voxels a chunk: a 128^3 box out of a 512^3 volume touches at most 5^3 of 16^3 chunks, 3 % of the volume.
+A chunk is 32^3 voxels: a 128^3 box out of a 512^3 volume touches at most 5^3 of 16^3 chunks, 3 % of the volume. Volumes of up to
+64^3 voxels are one chunk, which is smaller and read faster.
 Nothing is believed before its checksum, and nothing is allocated before its size is held against the bytes that there are.
 """
 
@@ -25,6 +26,7 @@ from mri_ds.errors import CorruptError, InputError
 MAGIC, VERSION = b"MRIV", 1
 HEAD = struct.Struct("<4sHBB4I3IQI")
 SIDE = 32
+ONE_CHUNK = 64**3  # voxels
 PLAIN = 2**31  # added to the size of a chunk whose bytes are not shuffled
 MAX_ARRAY_BYTES = 4 * 2**30  # 4 GiB: four channels of 640^3 float32
 FIX = "shard the data again"
@@ -56,10 +58,11 @@ class Layout:
         return _grid(self.shape4[1:], self.chunk)
 
 
-def encode_array(array: np.ndarray, *, chunk: tuple[int, int, int] = (SIDE, SIDE, SIDE)) -> bytes:
-    """Array of one of codec.DTYPES -> bytes."""
+def encode_array(array: np.ndarray, *, chunk: tuple[int, int, int] | None = None) -> bytes:
+    """Array of one of codec.DTYPES -> bytes. Without `chunk`: 32^3 voxels, or all of a small volume."""
     assert array.dtype.name in DTYPES and 1 <= array.ndim <= 4, (array.dtype, array.shape)
     whole = array.reshape((1,) * (4 - array.ndim) + array.shape)
+    chunk = chunk or _chunk_for(whole.shape[1:])
     compressor = zstandard.ZstdCompressor(level=LEVEL)
     blocks = [encode_block(whole[c][box], compressor) for box, c in _places(whole.shape, chunk)]
     frames = [frame for frame, _ in blocks]
@@ -159,6 +162,11 @@ def _exactly(read_at: ReadAt, offset: int, size: int, where: str) -> bytes:
 
 
 # ---- which chunks ----------------------------------------------------------------------------------------------------
+
+
+def _chunk_for(extent: Sequence[int]) -> tuple[int, int, int]:
+    d, h, w = (max(1, n) for n in extent) if math.prod(extent) <= ONE_CHUNK else (SIDE, SIDE, SIDE)
+    return d, h, w
 
 
 def _grid(extent: Sequence[int], chunk: Sequence[int]) -> tuple[int, int, int]:

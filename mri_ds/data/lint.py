@@ -21,6 +21,7 @@ from mri_ds.data.processes import in_order, num_cores
 
 OUTLIER = 6.0  # robust standard deviations; of 10,000 normal values none lies so far out
 MIN_FOR_OUTLIERS = 8
+MANY = 0.1  # of all subjects, to be told of one by one
 RARE = 0.1  # of the share that all classes or sites would have alike
 
 
@@ -136,10 +137,14 @@ def _sites(samples: Sequence[Sampled], report: Report) -> Iterator[Finding]:
 
 
 def _outliers(samples: Sequence[Sampled]) -> Iterator[Finding]:
-    """Range of intensities and voxel size, on a logarithmic scale, against the other subjects' median and spread."""
+    """Each measure on a logarithmic scale, against the other subjects' median and spread.
+
+    Where many are strange, none is: then one line tells that the subjects are of several kinds, as with several units.
+    """
     measures: dict[str, list[float]] = {}
     for i in range(max((len(sample.ranges) for sample in samples), default=0)):
-        measures[f"range of channel {i}"] = [sample.ranges[i] if i < len(sample.ranges) else math.nan for sample in samples]
+        measures[f"range of channel {i}"] = [_at(sample.ranges, i) for sample in samples]
+        measures[f"contrast of channel {i}"] = [_at(sample.contrasts, i) for sample in samples]
     for axis in range(3):
         measures[f"spacing along axis {axis}"] = [sample.spacing_mm[axis] for sample in samples]
     for name, values in measures.items():
@@ -150,7 +155,17 @@ def _outliers(samples: Sequence[Sampled]) -> Iterator[Finding]:
             continue
         centre = np.median(known)
         spread = max(1.4826 * float(np.median(np.abs(known - centre))), math.log(1.1))  # a tenth more is never strange
-        for sample, value, log in zip(samples, values, logs):
-            if not abs(log - centre) <= OUTLIER * spread:
-                what = f"{name} is {value:.4g}, the others' median {math.exp(centre):.4g}"
-                yield Finding("warning", "outlier", f"{sample.split}/{sample.subject_id}", what)
+        strange = [i for i, log in enumerate(logs) if not abs(log - centre) <= OUTLIER * spread]
+        told = f"the median is {math.exp(centre):.4g}"
+        if len(strange) > MANY * len(samples):
+            known_values = [values[i] for i in strange]
+            what = f"{name} of {len(strange)} subjects is {min(known_values):.4g} to {max(known_values):.4g}, {told}"
+            yield Finding("warning", "outlier", "all splits", what)
+            continue
+        for i in strange:
+            where = f"{samples[i].split}/{samples[i].subject_id}"
+            yield Finding("warning", "outlier", where, f"{name} is {values[i]:.4g}, {told}")
+
+
+def _at(values: Sequence[float], i: int) -> float:
+    return values[i] if i < len(values) else math.nan

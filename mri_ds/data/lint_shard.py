@@ -53,6 +53,7 @@ class Sampled:
     values: dict[str, int | float]
     site: str
     ranges: tuple[float, ...]  # of each channel, from percentile 0.5 to 99.5
+    contrasts: tuple[float, ...]  # its deviation as a part of that range: the same in any unit
     spacing_mm: tuple[float, float, float]
 
 
@@ -165,6 +166,7 @@ def _sampled(split: str, meta: SampleMeta, voxels: tuple[int, int]) -> Sampled:
         values=meta.values,
         site=meta.site,
         ranges=tuple(clip.high - clip.low if clip else math.nan for clip in clips),
+        contrasts=tuple(clip.std / (clip.high - clip.low) if clip and clip.high > clip.low else math.nan for clip in clips),
         spacing_mm=meta.spacing_mm,
     )
 

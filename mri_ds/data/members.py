@@ -75,7 +75,7 @@ def encode_sample(sample: Sample, *, source_sha256: Sequence[str] = (), site: st
     for task, label in maps.items():
         places = foreground_places(label)
         members[label_member(task)] = encode_array(as_stored(label))
-        members[label_member(task, PLACES)] = encode_array(places, chunk=(1, 2, max(1, places.shape[1])))
+        members[label_member(task, PLACES)] = encode_array(places)
     return members
 
 
