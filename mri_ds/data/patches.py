@@ -17,10 +17,9 @@ import torch
 from mri_ds.augment.albumentations_pipeline import apply_pipeline, load_pipeline
 from mri_ds.augment.transform import AugmentParams, apply, sample_params
 from mri_ds.config import DataConfig, TaskConfig, Triple
+from mri_ds.data.foreground import foreground_voxels
 from mri_ds.data.index import ShardDataset
 from mri_ds.data.preprocess import border_minimum, prepare, settings
-
-MAX_FOREGROUND = 4096  # voxels per class that a crop may be centred on
 
 
 @dataclass(frozen=True)
@@ -140,13 +139,3 @@ def window_start(
         place = [min(max(c - p // 2, 0), max(n - p, 0)) for c, n, p in zip(centre, shape, patch)]
     d, h, w = (-((p - n) // 2) if n <= p else first for n, p, first in zip(shape, patch, place))
     return d, h, w
-
-
-def foreground_voxels(label: np.ndarray) -> list[np.ndarray]:
-    """For each class but 0 that occurs, at most MAX_FOREGROUND of its voxels, spread evenly in memory order; (n, 3) each."""
-    voxels = []
-    for value in np.unique(label[label > 0]):
-        flat = np.flatnonzero(label == value)
-        every = -(-len(flat) // MAX_FOREGROUND)
-        voxels.append(np.stack(np.unravel_index(flat[::every], label.shape), axis=1).astype(np.int32))
-    return voxels

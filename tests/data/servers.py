@@ -73,8 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
         stop = len(data) // 2 if fault in ("cut", "stall") else len(data)
         try:
             for start in range(0, stop, step):
+                self.owner.bytes_sent += min(step, stop - start)  # before the reader can have them
                 self.wfile.write(data[start : min(start + step, stop)])
-                self.owner.bytes_sent += min(step, stop - start)
                 time.sleep(0.002 if fault == "slow" else 0)
             if fault == "stall":
                 time.sleep(3)

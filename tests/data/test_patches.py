@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from mri_ds.config import DataConfig
+from mri_ds.data.foreground import foreground_voxels
 from mri_ds.data.index import ShardDataset
-from mri_ds.data.patches import PatchSource, foreground_voxels, window_start
+from mri_ds.data.patches import PatchSource, window_start
 from mri_ds.data.preprocess import normalize
 
 BIG = 2**30
