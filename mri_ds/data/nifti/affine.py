@@ -16,9 +16,7 @@ from mri_ds.errors import InputError
 UNIT_MM = {1: 1000.0, 3: 1e-3}  # xyzt_units: metres, micrometres; 0 (unknown) and 2 are millimetres
 MIN_VOLUME_FRACTION = 1e-3  # |det| of the unit-length affine columns: under this the axes lie in one plane
 MAX_ENTRY = 1e8  # in the file's unit: 100 m in micrometres
-HALF_TURN = 3 * float(
-    np.finfo(np.float32).eps
-)  # 1 - (b, c, d)^2 below this is rounding (as nibabel)
+HALF_TURN = 3 * float(np.finfo(np.float32).eps)  # 1 - (b, c, d)^2 below this is rounding (as nibabel)
 MAX_QUATERNION = 1.001  # squared length of (b, c, d): over 1 by rounding it is a half turn, over this it is damage
 SAME_PLACE = 0.1  # of the smallest voxel edge: how far apart two forms may place a corner and still agree
 SAME_SIZE = 0.01  # relative difference of two voxel sizes that is no difference
