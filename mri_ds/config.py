@@ -191,7 +191,7 @@ class DataConfig(_Strict):
     balance: str = "none"  # what is shown equally often: "task", "site" or the classes of a classification task, by its name
     shuffle_shards: int = Field(default=0, ge=0)  # shards shuffled together; 0 all. Fewer read a slow source in larger pieces
     skip_unreadable: bool = False  # show a subject that cannot be read as a masked one, and say so, instead of stopping
-    cache_dir: str = "auto"  # of remote shards, shared by the ranks of a node
+    cache_dir: str = ""  # of remote shards, shared by the ranks of a node; empty: in the user's cache folder
     cache_gib: float = Field(default=10.0, ge=0)  # its bound; 0 keeps nothing on disk
     synthesis: SynthesisConfig | None = None  # samples made from label maps, beside those of the shards
 

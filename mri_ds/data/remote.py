@@ -28,10 +28,10 @@ DEFAULT_CACHE_GIB = 10.0
 DEFAULT_RETRY = Retry()
 
 
-def locate(where: "str | Path | RemotePath", *, cache_dir: str = "auto", cache_gib: float = DEFAULT_CACHE_GIB) -> Path:
+def locate(where: "str | Path | RemotePath", *, cache_dir: str = "", cache_gib: float = DEFAULT_CACHE_GIB) -> Path:
     """A folder's or file's address as something to read from, typed as the Path that a RemotePath stands in for.
 
-    Nothing is touched yet. What is a RemotePath already stays as it is. cache_dir "auto" is $MRI_DS_CACHE, or mri_ds in the
+    Nothing is touched yet. What is a RemotePath already stays as it is. An empty cache_dir is $MRI_DS_CACHE, or mri_ds in the
     user's cache folder; cache_gib 0 keeps nothing on disk.
 
     >>> locate("shards") / "manifest.json", str(locate("https://host/shards?key=1f") / "manifest.json")
@@ -44,7 +44,7 @@ def locate(where: "str | Path | RemotePath", *, cache_dir: str = "auto", cache_g
         return Path(urllib.parse.unquote(re.sub(r"^file:(//(localhost)?(?=/)|//(?!/))?", "/", url)).replace("//", "/"))
     if not re.match(r"\w[\w+.-]+://", url):
         return Path(where)
-    folder = Path(cache_dir) if cache_dir != "auto" else default_cache_dir()
+    folder = Path(cache_dir) if cache_dir else default_cache_dir()
     cache = DiskCache(folder, max_bytes=int(cache_gib * 2**30)) if cache_gib else None
     return cast(Path, RemotePath(re.sub(r"/+(?=\?|$)", "", url, count=1), cache))
 

@@ -67,8 +67,7 @@ def test_what_ran_is_written_down(one_rank):
     assert resolved["bf16"]["enabled"] is False
     assert resolved["expert_parallel"]["autoep_size"] == 1
     assert "auto" not in (one_rank / "ds_config.json").read_text().replace("autoep", "")
-    config = (one_rank / "config.yaml").read_text()
-    assert "auto" not in config.replace("cache_dir: auto", "")  # a place on this machine
+    assert "auto" not in (one_rank / "config.yaml").read_text()
 
 
 def test_tensorboard_tells_what_the_run_did(one_rank):
