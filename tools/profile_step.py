@@ -25,6 +25,7 @@ from mri_ds.data.loader import make_loader
 from mri_ds.data.manifest import read_manifest
 from mri_ds.training import distributed, ds_config, loop
 from mri_ds.training.engine import build_engine, build_objective
+from mri_ds.training.window import Window
 
 WARM_UP = 4
 PARTS = {"data": "data", "forward": "forward", "backward": "backward", "step": "optimiser"}
@@ -50,8 +51,8 @@ def main() -> None:
         world_size=world,
     )
     for _ in range(WARM_UP):
-        loop.train_step(engine, batches, loop.Window())
-    window = loop.Window()
+        loop.train_step(engine, batches, Window())
+    window = Window()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
     with profile(activities=activities) as trace:
         began = time.perf_counter()
@@ -63,7 +64,7 @@ def main() -> None:
     distributed.stop()
 
 
-def report(trace: Any, window: loop.Window, elapsed: float, steps: int) -> dict[str, Any]:
+def report(trace: Any, window: Window, elapsed: float, steps: int) -> dict[str, Any]:
     """The profile in figures a person can act on."""
     own: dict[str, float] = defaultdict(float)
     spans = []

@@ -9,8 +9,11 @@ import socket
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from mri_ds.sample import Batch
 
 TIMEOUT_S = 600
 
@@ -63,6 +66,18 @@ def world_size() -> int:
 def device() -> torch.device:
     """This rank's device: its own GPU, or the CPU."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def to_device(batch: Batch) -> Batch:
+    """The batch on this rank's device, less its subjects' names, which are text."""
+    to = device()
+
+    def move(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: move(v) for k, v in value.items()}
+        return value.to(to, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
+    return move({k: v for k, v in batch.items() if k != "subject_id"})  # type: ignore[no-any-return]
 
 
 def average(values: dict[str, float]) -> dict[str, float]:

@@ -5,7 +5,6 @@ Everything that happens at intervals (log, picture, checkpoint) stands in `_trai
 
 import json
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,8 +26,10 @@ from mri_ds.training import checkpoint, distributed, ds_config
 from mri_ds.training.course import Course
 from mri_ds.training.engine import build_engine, build_objective
 from mri_ds.training.expert_parallel import balance
+from mri_ds.training.probe import draw_probe
 from mri_ds.training.progress import Progress
 from mri_ds.training.tracker import Tracker
+from mri_ds.training.window import Window
 
 HOW_READ = {"num_workers", "skip_unreadable", "cache_dir", "cache_gib"}  # fields of DataConfig
 
@@ -128,7 +129,7 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
 
 
 def train_step(
-    engine: Any, batches: Iterator[Batch], window: "Window", hear: Callable[[torch.Tensor], None] = lambda losses: None
+    engine: Any, batches: Iterator[Batch], window: Window, hear: Callable[[torch.Tensor], None] = lambda losses: None
 ) -> tuple[dict[str, float], Batch]:
     """One weight update, made of `gradient_accumulation_steps` micro-batches; mean losses of this rank, and the last batch.
 
@@ -140,7 +141,7 @@ def train_step(
         with window.time("data"):
             batch = next(batches)
         with window.time("forward"):
-            losses = engine(_to_device(batch))
+            losses = engine(distributed.to_device(batch))
         with window.time("backward"):
             engine.backward(losses["loss"])
         with window.time("step"):
@@ -152,94 +153,6 @@ def train_step(
     window.voxels += count * batch["image"].numel()
     window.steps += 1
     return dict(sums), batch
-
-
-class Window:
-    """What happened since the last log line: wall time by part, voxels, steps."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.voxels = self.steps = 0
-        self.since = time.perf_counter()
-
-    def time(self, part: str) -> "_Timer":
-        return _Timer(self.seconds, part)
-
-    def scalars(self, engine: Any, config: RunConfig, loads: dict[str, float], losses: dict[str, float]) -> dict[str, float]:
-        """Averages over ranks, one flat dict of TensorBoard names; starts a new window."""
-        elapsed = time.perf_counter() - self.since
-        mean = distributed.average({"voxels": self.voxels / elapsed, **losses})
-        out = {"loss": mean["loss"]}
-        for task in config.tasks:
-            out[f"loss/{task}"] = mean[task]
-            out[f"task_weight/{task}"] = mean[f"weight/{task}"]
-        out["learning_rate"] = engine.get_lr()[0]
-        out["gradient_norm"] = float(engine.get_global_grad_norm() or 0.0)
-        out |= {f"expert_load/{layer}": load for layer, load in loads.items()}
-        out["throughput/voxels_per_s"] = mean["voxels"] * distributed.world_size()
-        out["throughput/step_s"] = elapsed / self.steps
-        out |= {f"time_share/{part}": s / elapsed for part, s in self.seconds.items()}
-        self._reset()
-        return out
-
-
-class _Timer:
-    def __init__(self, seconds: dict[str, float], part: str) -> None:
-        self.seconds, self.part = seconds, part
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *exc: object) -> None:
-        self.seconds[self.part] += time.perf_counter() - self.start
-
-
-@torch.no_grad()
-def draw_probe(net: Any, batch: Batch) -> np.ndarray | None:
-    """Middle slice of the batch's first image beside truth and prediction, (H, 3W, 3) uint8. Every rank must call it."""
-    batch = _to_device(batch)
-    dtype = next(net.parameters()).dtype
-    net.eval()
-    out = net(batch["image"].to(dtype), batch["spacing_mm"])
-    net.train()
-    tasks = [t for t, x in out.items() if x.ndim == 5]
-    if not tasks:
-        return None
-    task = tasks[0]
-    middle = batch["image"].shape[-1] // 2
-    gray = batch["image"][0, 0, :, :, middle].float()
-    gray = (gray - gray.min()) / (gray.max() - gray.min()).clamp_min(1e-6)
-    truth = batch["targets"][task][0, :, :, middle]
-    guess = out[task][0, :, :, :, middle].argmax(0)
-    panels = [_colour(gray, None), _colour(gray, truth), _colour(gray, guess)]
-    return np.concatenate([np.rot90(p) for p in panels], axis=1)
-
-
-PALETTE = np.array(
-    [[0, 0, 0], [230, 60, 60], [70, 160, 255], [80, 200, 90], [250, 200, 50], [190, 100, 240], [255, 130, 30], [120, 230, 230]]
-)
-
-
-def _colour(gray: torch.Tensor, labels: torch.Tensor | None) -> np.ndarray:
-    rgb = np.repeat(gray.cpu().numpy()[..., None], 3, axis=-1) * 255
-    if labels is not None:
-        index = labels.cpu().numpy()
-        rgb = np.where(index[..., None] > 0, 0.5 * rgb + 0.5 * PALETTE[(index - 1) % 7 + 1], rgb)
-    return np.asarray(rgb, dtype=np.uint8)
-
-
-def _to_device(batch: Batch) -> Batch:
-    device = distributed.device()
-
-    def move(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: move(v) for k, v in value.items()}
-        return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-
-    return move({k: v for k, v in batch.items() if k != "subject_id"})  # type: ignore[no-any-return]
 
 
 def _prepare_run_folder(run_dir: Path, config: RunConfig, resolved: dict[str, Any], manifest: Manifest) -> None:
