@@ -1,0 +1,92 @@
+"""One run's whole science: its sections together, YAML in, YAML out, overrides from the command line."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mri_ds.config.curriculum import CurriculumConfig
+from mri_ds.config.data import DataConfig
+from mri_ds.config.model import SCALES, ModelConfig
+from mri_ds.config.strict import Strict
+from mri_ds.config.task import TaskConfig
+from mri_ds.config.training import LossConfig, TrainingConfig
+from mri_ds.config.validation import read_section
+from mri_ds.errors import InputError
+
+
+class RunConfig(Strict):
+    """The whole science of one run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    tasks: dict[str, TaskConfig] = {}
+    curriculum: CurriculumConfig | None = None
+
+
+def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = (), scale: str | None = None) -> RunConfig:
+    """Reads YAML (or nothing), applies `section.key=value` overrides, fills the scale's row.
+
+    `scale` (from the command line or the JSON's name) gives way to a scale that the YAML states only when it is None.
+    Raises InputError for an unreadable file, an unknown key, a value out of range or an unknown scale.
+    """
+    raw = _read_yaml(Path(path)) if path is not None else {}
+    for item in overrides:
+        _apply_override(raw, item)
+    where = str(path) if path is not None else "--set"
+    model = raw.setdefault("model", {})
+    if isinstance(model, dict):
+        name = scale or model.get("scale", "small")
+        if name not in SCALES:
+            raise InputError(f"unknown scale {name!r}", where=where, fix=f"use one of {', '.join(SCALES)}")
+        raw["model"] = {**SCALES[name], **model, "scale": name}
+    return validate(raw, where=where)
+
+
+def validate(raw: Mapping[str, Any], *, where: str = "config") -> RunConfig:
+    """Plain mapping -> RunConfig. Raises InputError that names the first bad key, its value and the nearest valid key."""
+    return read_section(RunConfig, raw, where=where)
+
+
+def validate_data(raw: Mapping[str, Any], *, where: str = "data") -> DataConfig:
+    """Plain mapping -> DataConfig, as `validate`."""
+    return read_section(DataConfig, raw, where=where)
+
+
+def dump_config(config: RunConfig) -> str:
+    """RunConfig -> YAML text that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as err:
+        raise InputError(err.strerror or str(err), where=path, fix="give an existing YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise InputError(f"is not YAML: {err}", where=path, fix="correct the syntax") from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise InputError(f"holds a {type(raw).__name__}, not a mapping", where=path, fix="write `section: {key: value}`")
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], item: str) -> None:
+    key, sep, text = item.partition("=")
+    if not sep or not key:
+        raise InputError(f"--set {item!r} has no value", fix="write --set section.key=value, as training.steps=200")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {item!r}: {text!r} is not a YAML value", fix="quote it") from None
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError(f"--set {item!r}: {parent!r} is not a section", fix="write section.key=value")
+    node[last] = value

@@ -1,0 +1,34 @@
+"""What is optimised and how: terms of the losses, optimiser, schedule, intervals."""
+
+from pydantic import Field
+
+from mri_ds.config.strict import Strict
+
+
+class LossConfig(Strict):
+    """Weights of the terms inside one task; between tasks the weights are learned."""
+
+    dice: float = Field(default=1.0, ge=0)
+    cross_entropy: float = Field(default=1.0, ge=0)
+    boundary: float = Field(default=0.0, ge=0)
+    class_balance: float = Field(default=0.5, ge=0, le=1)  # cross-entropy weight of a class: its voxel share to minus this power
+    focal_gamma: float = Field(default=0.0, ge=0)  # 0 is plain cross-entropy
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    learn_task_weights: bool = True
+
+
+class TrainingConfig(Strict):
+    """Optimisation. One step is one weight update on `global_batch` subjects, whatever the number of ranks."""
+
+    steps: int = Field(default=1000, ge=1)
+    global_batch: int = Field(default=4, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
+    min_lr_ratio: float = Field(default=0.01, ge=0, le=1)
+    warmup_fraction: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.02, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    balance_rate: float = Field(default=0.1, ge=0)  # step of the experts' selection bias, of the mean score; 0 is off
+    seed: int = 0
+    log_every: int = Field(default=10, ge=1)
+    image_every: int = Field(default=100, ge=1)
+    checkpoint_every: int = Field(default=100, ge=1)
