@@ -10,13 +10,14 @@ background. Without a deformation the window is a copy. Whole numbers are voxel 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mri_ds.augment.frame import Arrays
+from mri_ds.augment.frame import Arrays, Triple
 from mri_ds.augment.spline import smooth_field
 
 
@@ -34,26 +35,55 @@ class Deformation:
         return all(part is None for part in (self.matrix, self.shift_mm, self.control_mm, self.cells))
 
 
-def resample(
-    image: Tensor,
-    labels: Tensor,
+@dataclass(frozen=True)
+class Window:
+    """What a result is read from: a box of the source, and of each voxel of the result its place in that box."""
+
+    box: tuple[slice, slice, slice]  # of the source; no voxel outside it is touched
+    shape: Triple  # P Q R
+    start: Triple  # where in the box the result's first voxel lies, if nothing is deformed
+    where: Tensor | None = None  # (3, P, Q, R) float32 positions in the box; None: a copy
+
+
+def source_window(
+    source_shape: Sequence[int],
     *,
     start: Sequence[int],
     shape: Sequence[int],
     spacing_mm: Sequence[float],
     deformation: Deformation,
-    fill: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """The window of `shape` whose first voxel is source voxel `start` (which may lie outside), deformed about its centre."""
+    device: torch.device | str = "cpu",
+) -> Window:
+    """The window of `shape` whose first voxel is source voxel `start` (which may lie outside), deformed about its centre.
+
+    Needs the size of the source and none of its voxels: a reader can fetch Window.box alone.
+    """
+    p, q, r = (int(n) for n in shape)
     if deformation.is_none:
-        return crop(image, start, shape, fill), crop(labels, start, shape, 0)
-    where = source_positions(start=start, shape=shape, spacing_mm=spacing_mm, deformation=deformation, device=image.device)
-    box = [slice(None)]
-    for positions, size in zip(where, image.shape[1:]):
-        lo, hi = _reach(positions, size)
-        positions -= lo
-        box.append(slice(lo, hi))
-    return read_linear(image[tuple(box)], where, fill), read_nearest(labels[tuple(box)], where)
+        sides = [_overlap(first, n, size) for first, n, size in zip(start, shape, source_shape)]
+        where = None
+    else:
+        where = source_positions(start=start, shape=shape, spacing_mm=spacing_mm, deformation=deformation, device=device)
+        sides = [_reach(positions, size) for positions, size in zip(where, source_shape)]
+        for positions, (lo, _) in zip(where, sides):
+            positions -= lo
+    d, h, w = (slice(lo, hi) for lo, hi in sides)
+    first, second, third = (int(s) - side.start for s, side in zip(start, (d, h, w)))
+    return Window((d, h, w), (p, q, r), (first, second, third), where)
+
+
+def read_window(image: Tensor, labels: Tensor, window: Window, *, fill: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Image (C, *box) and labels (K, *box) of a window's box -> (C, P, Q, R), (K, P, Q, R)."""
+    if window.where is None:
+        return crop(image, window.start, window.shape, fill), crop(labels, window.start, window.shape, 0)
+    return read_linear(image, window.where, fill), read_nearest(labels, window.where)
+
+
+def resample(image: Tensor, labels: Tensor, *, fill: float = 0.0, **where: Any) -> tuple[Tensor, Tensor]:
+    """`read_window` of a source that is all there; `where` as for `source_window`."""
+    window = source_window(image.shape[1:], device=image.device, **where)
+    box = (slice(None), *window.box)
+    return read_window(image[box], labels[box], window, fill=fill)
 
 
 def crop(voxels: Tensor, start: Sequence[int], shape: Sequence[int], fill: float) -> Tensor:
@@ -139,6 +169,12 @@ def _offsets(length: int, cells: np.ndarray | None) -> Tensor:
     if cells is not None:  # cells divide the window from the outer edge of its first voxel to that of its last
         place = (np.interp(place / length + 0.5, np.linspace(0, 1, len(cells)), cells) - 0.5) * length
     return torch.from_numpy(place)
+
+
+def _overlap(first: int, length: int, size: int) -> tuple[int, int]:
+    """First and last + 1 source voxel of one axis among `length` from `first` on; none of them may be inside."""
+    lo = min(max(first, 0), size)
+    return lo, max(min(first + length, size), lo)
 
 
 def _reach(positions: Tensor, size: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mri_ds.augment import artefacts, deformation, intensity, lines, noise
 from mri_ds.augment.frame import Arrays, Augment, Frame, Matrices, Triple
-from mri_ds.augment.spatial import Deformation, permute, resample
+from mri_ds.augment.spatial import Deformation, Window, permute, read_window, source_window
 
 # Applied from first to last, as a scan comes about: the body's place, the coil and the tissue, the scan, its noise, what is kept.
 AUGMENTS: dict[str, Augment] = {
@@ -116,22 +116,47 @@ def apply(
     voxel `start` (default: params.start). What lies beyond the source is `fill` in the image and 0 in the labels.
     On an accelerator the result is that of the CPU to about 1e-5 (with TF32 products allowed, 1e-3).
     """
-    dice = params.dice
-    matrix, shift_mm = dice.get("affine", (None, None))
-    (control_mm,), (cells,) = dice.get("elastic", (None,)), dice.get("grid_distortion", (None,))
-    with torch.no_grad(), torch.autocast(image.device.type, enabled=False):  # half precision would show in positions and products
-        image, maps = resample(
-            image.float(),
-            torch.stack(list(labels.values())) if labels else image.new_zeros((0, *image.shape[1:])),
+    window = window_of(params, image.shape[1:], start=start, device=image.device)
+    boxes = {task: label[window.box] for task, label in labels.items()}
+    return apply_to_box(image[(slice(None), *window.box)], boxes, params, window, fill=fill)
+
+
+def window_of(
+    params: AugmentParams,
+    source_shape: Sequence[int],
+    *,
+    start: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+) -> Window:
+    """Where in a source of that size the variation looks: known before any voxel is read.
+
+    >>> still = AugmentParams((8, 8, 8))
+    >>> window_of(still, (100, 100, 100), start=(90, 0, 96)).box
+    (slice(90, 98, None), slice(0, 8, None), slice(96, 100, None))
+    """
+    matrix, shift_mm = params.dice.get("affine", (None, None))
+    (control_mm,), (cells,) = params.dice.get("elastic", (None,)), params.dice.get("grid_distortion", (None,))
+    with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
+        return source_window(
+            source_shape,
             start=params.start if start is None else start,
             shape=params.shape,
             spacing_mm=params.spacing_mm,
             deformation=Deformation(matrix=matrix, shift_mm=shift_mm, control_mm=control_mm, cells=cells),
-            fill=fill,
+            device=device,
         )
-        turns, flips = dice.get("quarter_turn", ()), dice.get("flip", ())
+
+
+def apply_to_box(
+    image: Tensor, labels: Mapping[str, Tensor], params: AugmentParams, window: Window, *, fill: float = 0.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`apply`, of the voxels in window.box alone: image (C, *box), labels {task: (*box)}. The result is the same to the bit."""
+    with torch.no_grad(), torch.autocast(image.device.type, enabled=False):  # half precision would show in positions and products
+        stacked = torch.stack(list(labels.values())) if labels else image.new_zeros((0, *image.shape[1:]))
+        image, maps = read_window(image.float(), stacked, window, fill=fill)
+        turns, flips = params.dice.get("quarter_turn", ()), params.dice.get("flip", ())
         image, maps = (permute(voxels, quarter_turns=turns, flips=flips) for voxels in (image, maps))
-        return _vary_values(image, dice), dict(zip(labels, maps))
+        return _vary_values(image, params.dice), dict(zip(labels, maps))
 
 
 def apply_batch(

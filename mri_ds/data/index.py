@@ -4,7 +4,7 @@ Axes: C channel, D H W voxels.  In: a folder of shards, here or at a URL.  Out: 
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,28 +108,31 @@ class ShardDataset:
 
     # ---- voxels ------------------------------------------------------------------------------------------------------
 
-    def read(self, index: int) -> Sample:
-        """Sample `index`, decoded: image (C, D, H, W) float32, label maps (D, H, W) int16.
+    def read(self, index: int, *, tasks: Collection[str] | None = None) -> Sample:
+        """Sample `index`, decoded: image (C, D, H, W) float32, label maps (D, H, W) int16; labels of `tasks` alone.
 
         Raises CorruptError where bytes fail their checksum, InputError where the tar is not what its index says.
         """
-        return self.read_crop(index, (0, 0, 0), self.shape(index)[1:])
+        return self.read_crop(index, (0, 0, 0), self.shape(index)[1:], tasks=tasks)
 
-    def read_crop(self, index: int, start: Sequence[int], shape: Sequence[int]) -> Sample:
+    def read_crop(
+        self, index: int, start: Sequence[int], shape: Sequence[int], *, tasks: Collection[str] | None = None
+    ) -> Sample:
         """The box of `shape` voxels from voxel `start` on, image and labels; only the chunks that it touches are read.
 
         The affine is that of the box. Raises what `read` does, and ValueError for a box that is not inside the volume.
         """
         shard, entry = self._entries[index]
+        wanted = [task for task in self.tasks if tasks is None or task in tasks]
         with open_tar(shard) as read_at:
             meta = self._meta(index, read_at)
             image = self._box(index, IMAGE, meta.shape, start, shape, read_at)
             labels = {}
-            for task in self.tasks:
+            for task in wanted:
                 if (name := label_member(task)) in entry.members:
                     labels[task] = self._box(index, name, meta.shape[1:], start, shape, read_at)[0]
         sample = make_sample(meta, image, labels, start)
-        sample["targets"] = {task: target for task, target in sample["targets"].items() if task in self.tasks}
+        sample["targets"] = {task: target for task, target in sample["targets"].items() if task in wanted}
         return sample
 
     def samples(self, *, skip_corrupt: bool = False) -> Iterator[Sample]:

@@ -8,6 +8,7 @@ deviation of these voxels once they are clipped.
 import numpy as np
 from pydantic import BaseModel
 
+from mri_ds.config import Intensity
 from mri_ds.data.distribution import Distribution
 from mri_ds.data.preprocess import MIN_ZERO_SHARE
 
@@ -48,6 +49,13 @@ def describe(channel: np.ndarray) -> ChannelIntensity:
         clips.append(Clip(percentiles=percentiles, low=low, high=high, mean=moments.mean, std=moments.std))
     faces = (np.take(channel, place, axis=axis) for axis in (0, 1, 2) for place in (0, -1))
     return ChannelIntensity(body_voxels=distribution.count, border_min=float(min(face.min() for face in faces)), clips=clips)
+
+
+def scale(clip: Clip) -> Intensity:
+    """A clip as what normalising takes. The deviation of a constant channel is told as 1, as preprocess.measure does."""
+    if clip.std <= 1e-6 * max(abs(clip.low), abs(clip.high)):  # constant, but for rounding
+        return Intensity(low=clip.mean, high=clip.mean, mean=clip.mean, std=1.0)
+    return Intensity(low=clip.low, high=clip.high, mean=clip.mean, std=clip.std)
 
 
 def body(channel: np.ndarray) -> np.ndarray:

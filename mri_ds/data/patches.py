@@ -1,4 +1,4 @@
-"""One subject, cut to the network's patch: decoded and normalised once, cropped and varied anew each time.
+"""One subject, cut to the network's patch: cropped and varied anew each time, reading no more of it than the patch shows.
 
 Axes: C channel, D H W voxels of the subject on the network's grid; lengths in mm.
 In: the index of a subject and a generator for the dice.  Out: image (C, *patch), targets of the same patch.
@@ -6,57 +6,36 @@ A subject smaller than the patch stands in its middle; around it the image conti
 with background, as `inference` does it too.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from mri_ds.augment.albumentations_pipeline import apply_pipeline, load_pipeline
-from mri_ds.augment.transform import AugmentParams, apply, sample_params
+from mri_ds.augment.transform import AugmentParams, apply_to_box, sample_params, window_of
 from mri_ds.config import DataConfig, TaskConfig, Triple
-from mri_ds.data.foreground import foreground_voxels
 from mri_ds.data.index import ShardDataset
-from mri_ds.data.preprocess import border_minimum, prepare, settings
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A subject on the network's grid, ready to be cropped."""
-
-    image: torch.Tensor  # (C, D, H, W) float32
-    labels: dict[str, torch.Tensor]  # (D, H, W) int16
-    values: dict[str, int | float]
-    spacing_mm: np.ndarray
-    subject_id: str
-    fill: float  # what the image continues with beyond its field of view
-    foreground: list[np.ndarray]  # see foreground_voxels
-
-    @property
-    def num_bytes(self) -> int:
-        tensors = [self.image, *self.labels.values()]
-        return sum(t.numel() * t.element_size() for t in tensors) + sum(f.nbytes for f in self.foreground)
+from mri_ds.data.subjects import Subject, Subjects
 
 
 class PatchSource:
-    """Patches of the subjects of one split. Keeps the last prepared subjects in memory, up to `cache_bytes`."""
+    """Patches of the subjects of one split. Keeps whole subjects in memory, up to `cache_bytes`: see subjects.py."""
 
     def __init__(self, dataset: ShardDataset, data: DataConfig, tasks: Mapping[str, TaskConfig], *, cache_bytes: int) -> None:
         assert data.spacing_mm != "auto" and data.patch != "auto", "resolve `auto` with preprocess.propose first"
         self.dataset, self.data, self.tasks = dataset, data, dict(tasks)
         self.spacing_mm, self.patch = data.spacing_mm, data.patch
-        self.first_map = next((name for name, task in tasks.items() if task.kind == "segmentation"), None)
         self.pipeline = load_pipeline(data.albumentations) if data.albumentations else None
-        self._cache: OrderedDict[int, Prepared] = OrderedDict()
-        self._free_bytes = cache_bytes
+        self.subjects = Subjects(dataset, data, list(tasks), cache_bytes=cache_bytes)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One patch of subject `index`: image, spacing_mm, targets (fillers where a label is missing) and subject_id."""
-        subject = self.prepared(index)
-        start = window_start(rng, subject.image.shape[1:], self.patch, subject.foreground, self.data.foreground_prob)
-        image, labels = apply(subject.image, subject.labels, self._variation(rng, subject), start=start, fill=subject.fill)
+        subject = self.subjects[index]
+        start = window_start(rng, subject.shape[1:], self.patch, subject.foreground, self.data.foreground_prob)
+        variation = self._variation(rng, subject)
+        window = window_of(variation, subject.shape[1:], start=start)
+        image, labels = apply_to_box(*subject.read(window.box), variation, window, fill=subject.fill)
         if self.pipeline is not None:
             image, labels = apply_pipeline(self.pipeline, image, labels, seed=int(rng.integers(2**32)))
         return {
@@ -75,39 +54,14 @@ class PatchSource:
             "subject_id": "",
         }
 
-    def prepared(self, index: int) -> Prepared:
-        """Subject `index` on the network's grid, from memory where it is still there."""
-        if index in self._cache:
-            self._cache.move_to_end(index)
-            return self._cache[index]
-        subject = self._cache[index] = self._prepare(index)
-        self._free_bytes -= subject.num_bytes
-        while self._free_bytes < 0 and self._cache:
-            self._free_bytes += self._cache.popitem(last=False)[1].num_bytes
-        return subject
-
-    def _prepare(self, index: int) -> Prepared:
-        sample = prepare(self.dataset.read(index), **settings(self.data))
-        targets = {name: target for name, target in sample["targets"].items() if name in self.tasks}
-        maps = {name: target for name, target in targets.items() if isinstance(target, np.ndarray)}
-        return Prepared(
-            image=torch.from_numpy(sample["image"]),
-            labels={name: torch.from_numpy(label) for name, label in maps.items()},
-            values={name: value for name, value in targets.items() if name not in maps},
-            spacing_mm=sample["spacing_mm"],
-            subject_id=sample["subject_id"],
-            fill=border_minimum(sample["image"]),
-            foreground=foreground_voxels(maps[self.first_map]) if self.first_map in maps else [],
-        )
-
-    def _variation(self, rng: np.random.Generator, subject: Prepared) -> AugmentParams:
+    def _variation(self, rng: np.random.Generator, subject: Subject) -> AugmentParams:
         if not self.data.augment:
             return AugmentParams(self.patch)
         return sample_params(
             rng,
             shape=self.patch,
             spacing_mm=subject.spacing_mm.tolist(),
-            num_channels=subject.image.shape[0],
+            num_channels=subject.shape[0],
             strength=self.data.augment.strength,
             prob=self.data.augment.prob.model_dump(),
             flip_axes=self.data.flip_axes,

@@ -58,30 +58,12 @@ def test_a_subject_is_prepared_once_and_patches_do_not_touch_it(source, monkeypa
     patches = source()
     reads = []
     read = patches.dataset.read
-    monkeypatch.setattr(patches.dataset, "read", lambda i: reads.append(i) or read(i))
+    monkeypatch.setattr(patches.dataset, "read", lambda i, **kw: reads.append(i) or read(i, **kw))
     first = patches.draw(1, np.random.default_rng(0))
     first["image"].zero_()
     first["targets"]["tissue"].zero_()
     second = patches.draw(1, np.random.default_rng(0))
     assert reads == [1] and second["image"].any() and second["targets"]["tissue"].any()
-
-
-def test_the_cache_keeps_the_most_recent_within_its_bytes(source, monkeypatch):
-    patches = source()
-    size = patches.prepared(0).num_bytes
-    patches._cache.clear()
-    patches._free_bytes = 2 * size + size // 2
-    reads = []
-    read = patches.dataset.read
-    monkeypatch.setattr(patches.dataset, "read", lambda i: reads.append(i) or read(i))
-    for index in (0, 1, 0, 2, 0, 1):  # room for two: 2 puts out 1, then 1 puts out 2
-        patches.prepared(index)
-    assert reads == [0, 1, 2, 1] and len(patches._cache) == 2
-
-
-def test_no_room_at_all_still_works(source):
-    patches = source(cache_bytes=0)
-    assert patches.draw(0, np.random.default_rng(0))["subject_id"] == "sub-000" and not patches._cache
 
 
 def test_augmentation_is_drawn_from_the_generator_alone(source):
