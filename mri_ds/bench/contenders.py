@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mri_ds.config import DataConfig, TaskConfig
+from mri_ds.data.ahead import read_ahead
 from mri_ds.data.layouts import SubjectFiles
 
 Epoch = Callable[[], Iterator[tuple[int, float]]]
@@ -44,7 +45,7 @@ class Job:
 
 
 def ours(job: Job) -> Epoch:
-    """Shards, read by byte range; of a crop only its chunks."""
+    """Shards, read by byte range, of a crop only its chunks; ahead of time, by as many threads as others have processes."""
     from mri_ds.data.index import ShardDataset
 
     dataset = ShardDataset(job.shards, "train")
@@ -58,7 +59,7 @@ def ours(job: Job) -> Epoch:
         maps = {name: torch.from_numpy(sample["targets"][name]) for name in job.maps if name in sample["targets"]}
         return torch.from_numpy(sample["image"]), maps
 
-    return _epochs(_torch_loader(_Items(item, len(dataset)), job))
+    return _epochs(_ReadAhead(item, len(dataset), job.num_workers))
 
 
 def ours_in_training(job: Job) -> Epoch:
@@ -150,6 +151,16 @@ CONTENDERS: dict[str, Callable[[Job], Epoch]] = {
     "MONAI PersistentDataset": monai_persistent,
 }
 CROPS_ONLY = {"mri_ds in training"}
+
+
+class _ReadAhead:
+    """Items in a random order, read by threads."""
+
+    def __init__(self, item: Callable[[int], Any], length: int, num_threads: int) -> None:
+        self.item, self.length, self.num_threads = item, length, num_threads
+
+    def __iter__(self) -> Iterator[Any]:
+        return read_ahead(self.item, torch.randperm(self.length).tolist(), self.num_threads)
 
 
 class _Items(Dataset[Any]):

@@ -41,8 +41,8 @@ NEEDS = {"webdataset": "webdataset", "MONAI": "monai"}  # first word of a conten
 def bench_loader(
     source: Path | None = None,
     *,
-    num_subjects: int = 8,
-    size: int = 128,
+    num_subjects: int = 6,
+    size: int = 256,
     patch: tuple[int, int, int] = (64, 64, 64),
     num_workers: int = 2,
     epochs: int = 3,

@@ -47,8 +47,8 @@ def loader(
     source: Annotated[
         Path | None, typer.Option("--data", help="A dataset of .nii.gz files. Default: synthetic subjects.")
     ] = None,
-    subjects: Annotated[int, typer.Option("--subjects", min=2, help="How many subjects.")] = 8,
-    size: Annotated[int, typer.Option("--size", min=16, max=512, help="Voxels along each axis of synthetic subjects.")] = 128,
+    subjects: Annotated[int, typer.Option("--subjects", min=2, help="How many subjects.")] = 6,
+    size: Annotated[int, typer.Option("--size", min=16, max=512, help="Voxels along each axis of synthetic subjects.")] = 256,
     patch: Annotated[int, typer.Option("--patch", min=8, max=512, help="Voxels along each axis of a crop.")] = 64,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that load.")] = 2,
     epochs: Annotated[int, typer.Option("--epochs", min=2, help="The first fills caches and counts apart.")] = 3,
@@ -57,7 +57,7 @@ def loader(
 ) -> None:
     """Voxels per second from the disk, beside nibabel, webdataset and MONAI on .nii.gz; full volumes and crops.
 
-    Example: `mri-ds bench loader --subjects 16 --size 128 --json`
+    Example: `mri-ds bench loader --size 128 --patch 32 --json`
     """
     from mri_ds.bench.loader import bench_loader
 

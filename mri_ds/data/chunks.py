@@ -14,8 +14,9 @@ Nothing is believed before its checksum, and nothing is allocated before its siz
 import itertools
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import zstandard
@@ -118,39 +119,43 @@ def read_layout(read_at: ReadAt, size: int, *, where: str = "") -> Layout:
     return Layout(dtype, shape4[4 - ndim :], chunk, offsets, checksums, sizes < PLAIN)  # type: ignore[arg-type]
 
 
-def read_box(read_at: ReadAt, layout: Layout, start: Sequence[int], shape: Sequence[int], *, where: str = "") -> np.ndarray:
+def read_box(
+    read_at: ReadAt,
+    layout: Layout,
+    start: Sequence[int],
+    shape: Sequence[int],
+    *,
+    dtype: np.dtype | None = None,
+    where: str = "",
+) -> np.ndarray:
     """(C, *shape): the voxels from `start` on, of every channel. Only the chunks that the box touches are read.
+
+    They are given as `dtype`, or as they are stored.
 
     Raises ValueError for a box that is not inside the array, CorruptError where a chunk fails its checksum.
     """
     inside = layout.shape4[1:]
     if any(s < 0 or n < 0 or s + n > whole for s, n, whole in zip(start, shape, inside, strict=True)):
         raise ValueError(f"box of {tuple(shape)} voxels at {tuple(start)} is not inside {inside}")
-    out = np.empty((layout.shape4[0], *shape), dtype=layout.dtype)
+    out = np.empty((layout.shape4[0], *shape), dtype=dtype or layout.dtype)
     if out.size == 0:
         return out
-    voxels = out.view(np.uint8).reshape(*out.shape, layout.dtype.itemsize)
     decompressor = zstandard.ZstdDecompressor()
-    for first, last in _runs(layout, start, shape):
-        begin = int(layout.offsets[first])
-        run = _exactly(read_at, begin, int(layout.offsets[last]) - begin, where)
-        for i in range(first, last):
-            frame = run[layout.offsets[i] - begin : layout.offsets[i + 1] - begin]
-            c, box = _place(layout, i)
-            if checksum(frame) != layout.checksums[i]:
-                at = tuple(side.start for side in box)
-                raise CorruptError(f"chunk {i} (channel {c}, voxels from {at}) fails its checksum", where=where, fix=FIX)
-            source, target = _overlap(box, start, shape)
+    for run in _runs(_pieces(layout, start, shape)):
+        first, stop = run[0].number, run[-1].number + 1
+        offsets = layout.offsets[first : stop + 1].tolist()  # plain numbers: this loop is as busy with them as with voxels
+        checksums, is_shuffled = layout.checksums[first:stop].tolist(), layout.is_shuffled[first:stop].tolist()
+        data = memoryview(_exactly(read_at, offsets[0], offsets[-1] - offsets[0], where))  # its slices copy nothing
+        for i, piece in enumerate(run):
+            frame = data[offsets[i] - offsets[0] : offsets[i + 1] - offsets[0]]
+            if checksum(frame) != checksums[i]:
+                what = f"chunk {piece.number} (channel {piece.channel}, voxels from {piece.corner}) fails its checksum"
+                raise CorruptError(what, where=where, fix=FIX)
             try:
-                extent = tuple(side.stop - side.start for side in box)
-                block = decode_block(frame, extent, layout.dtype, bool(layout.is_shuffled[i]), decompressor)
+                block = decode_block(frame, piece.extent, layout.dtype, is_shuffled[i], decompressor, part=piece.source)
             except ValueError as err:  # its checksum is right: whoever wrote it, wrote this
-                raise InputError(f"chunk {i} cannot be decoded ({err})", where=where, fix=FIX) from None
-            if layout.is_shuffled[i]:
-                for byte in range(layout.dtype.itemsize):  # a plane at a time: each is contiguous in the frame
-                    voxels[c][(*target, byte)] = block[(*source, byte)]
-            else:
-                out[c][target] = block.view(layout.dtype)[..., 0][source]
+                raise InputError(f"chunk {piece.number} cannot be decoded ({err})", where=where, fix=FIX) from None
+            out[piece.channel][piece.target] = block
     return out
 
 
@@ -182,40 +187,39 @@ def _places(shape4: tuple[int, ...], chunk: Sequence[int]) -> Iterator[tuple[Box
             yield (d, h, w), c
 
 
-def _place(layout: Layout, i: int) -> tuple[int, Box]:
-    """The channel and the box of chunk number i."""
-    rest, c = divmod(i, layout.shape4[0])
-    rest, w = divmod(rest, layout.grid[2])
-    d, h = divmod(rest, layout.grid[1])
-    box = tuple(
-        slice(k * side, min((k + 1) * side, n)) for k, side, n in zip((d, h, w), layout.chunk, layout.shape4[1:], strict=True)
-    )
-    return c, box  # type: ignore[return-value]
+class _Piece(NamedTuple):
+    """A chunk that a box touches, and what of it is wanted."""
+
+    number: int
+    channel: int
+    corner: tuple[int, ...]  # first voxel of the chunk
+    extent: tuple[int, ...]
+    source: Box  # what is wanted, counted from the chunk's corner
+    target: Box  # and from the box's
 
 
-def _runs(layout: Layout, start: Sequence[int], shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """[first, last) of the chunks that a box touches, those that lie side by side in the file as one: one read each."""
-    d, h, w = (range(s // side, -(-(s + n) // side)) for s, n, side in zip(start, shape, layout.chunk))
+def _pieces(layout: Layout, start: Sequence[int], shape: Sequence[int]) -> Iterator[_Piece]:
+    """In the order of the file."""
     channels, (_, rows, columns) = layout.shape4[0], layout.grid
-    run: list[int] = []
-    for i, j in itertools.product(d, h):
-        row = (i * rows + j) * columns
-        first, last = (row + w.start) * channels, (row + w.stop) * channels
-        if run and run[1] == first:
-            run[1] = last
-            continue
-        if run:
-            yield run[0], run[1]
-        run = [first, last]
-    if run:
-        yield run[0], run[1]
+    sides = [_sides(*axis) for axis in zip(start, shape, layout.chunk, layout.shape4[1:])]
+    for d, h, w in itertools.product(*sides):
+        number = ((d[0] * rows + h[0]) * columns + w[0]) * channels
+        _, corner, extent, source, target = zip(d, h, w)
+        for c in range(channels):
+            yield _Piece(number + c, c, corner, extent, source, target)  # type: ignore[arg-type]
 
 
-def _overlap(box: Box, start: Sequence[int], shape: Sequence[int]) -> tuple[Box, Box]:
-    """What of a chunk's box is wanted: counted from the chunk's corner, and from the wanted box's."""
-    source, target = [], []
-    for side, s, n in zip(box, start, shape):
-        first, last = max(side.start, s), min(side.stop, s + n)
-        source.append(slice(first - side.start, last - side.start))
-        target.append(slice(first - s, last - s))
-    return tuple(source), tuple(target)  # type: ignore[return-value]
+def _sides(start: int, length: int, chunk: int, size: int) -> list[tuple[int, int, int, slice, slice]]:
+    """Along one axis, of each chunk that is touched: its number, first voxel, length, and what is wanted of it (see _Piece)."""
+    found = []
+    for number in range(start // chunk, -(-(start + length) // chunk)):
+        corner, end = number * chunk, min((number + 1) * chunk, size)
+        lo, hi = max(corner, start), min(end, start + length)
+        found.append((number, corner, end - corner, slice(lo - corner, hi - corner), slice(lo - start, hi - start)))
+    return found
+
+
+def _runs(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    """Those that lie side by side in the file together: one read for all of them."""
+    for _, run in itertools.groupby(enumerate(pieces), key=lambda at: at[1].number - at[0]):
+        yield [piece for _, piece in run]

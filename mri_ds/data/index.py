@@ -5,6 +5,7 @@ Axes: C channel, D H W voxels.  In: a folder of shards, here or at a URL.  Out: 
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +127,11 @@ class ShardDataset:
         wanted = [task for task in self.tasks if tasks is None or task in tasks]
         with open_tar(shard) as read_at:
             meta = self._meta(index, read_at)
-            image = self._box(index, IMAGE, meta.shape, start, shape, read_at)
+            image = self._box(index, IMAGE, meta.shape, start, shape, read_at, np.float32)
             labels = {}
             for task in wanted:
                 if (name := label_member(task)) in entry.members:
-                    labels[task] = self._box(index, name, meta.shape[1:], start, shape, read_at)[0]
+                    labels[task] = self._box(index, name, meta.shape[1:], start, shape, read_at, np.int16)[0]
         sample = make_sample(meta, image, labels, start)
         sample["targets"] = {task: target for task, target in sample["targets"].items() if task in wanted}
         return sample
@@ -148,7 +149,14 @@ class ShardDataset:
             yield sample
 
     def _box(
-        self, index: int, name: str, told: Sequence[int], start: Sequence[int], shape: Sequence[int], read_at: ReadAt
+        self,
+        index: int,
+        name: str,
+        told: Sequence[int],
+        start: Sequence[int],
+        shape: Sequence[int],
+        read_at: ReadAt,
+        dtype: type[np.generic],
     ) -> np.ndarray:
         """(C, *shape) of one array member; a label map is one channel."""
         shard, entry = self._entries[index]
@@ -162,7 +170,11 @@ class ShardDataset:
 
         layout = self._kept(index, name, load)
         offset = entry.members[name][0]
-        return read_box(lambda begin, count: read_at(offset + begin, count), layout, start, shape, where=where)
+
+        def read(begin: int, count: int) -> bytes:
+            return read_at(offset + begin, count)
+
+        return read_box(read, layout, start, shape, dtype=np.dtype(dtype), where=where)
 
     def _meta(self, index: int, read_at: ReadAt) -> SampleMeta:
         shard, entry = self._entries[index]
@@ -183,12 +195,14 @@ class ShardDataset:
 
     def _kept(self, index: int, name: str, load: Callable[[], Any]) -> Any:
         """What was read and checked once for (sample, member), for the next crop of it."""
-        if (index, name) not in self._heads:
-            self._heads[index, name] = load()
+        found = self._heads.get((index, name))
+        if found is None:
+            found = self._heads[index, name] = load()
+        with suppress(KeyError):  # of another thread that reads too
+            self._heads.move_to_end((index, name))
             if len(self._heads) > KEPT_HEADS:
                 self._heads.popitem(last=False)
-        self._heads.move_to_end((index, name))
-        return self._heads[index, name]
+        return found
 
     def _check_entries(self) -> None:
         told = self.manifest.splits[self.split].num_samples

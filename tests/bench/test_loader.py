@@ -65,6 +65,7 @@ def test_the_command_prints_one_object(subjects_folder, monkeypatch, capfd):
     some = ["mri_ds", "mri_ds in training", "nibabel .nii.gz"]
     monkeypatch.setattr(loader, "CONTENDERS", {name: CONTENDERS[name] for name in some})
     command = ["bench", "loader", "--data", str(subjects_folder), "--patch", "8", "--workers", "1", "--epochs", "2", "--json"]
+    command += ["--subjects", "8"]
     with pytest.raises(SystemExit) as ended:
         main(command)
     result = json.loads(capfd.readouterr().out)
