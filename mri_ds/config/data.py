@@ -1,6 +1,6 @@
 """What the network is shown: grid, patch, intensities, order of subjects, synthetic samples."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
@@ -43,7 +43,7 @@ class SynthesisConfig(Strict):
 
 
 class DataConfig(Strict):
-    """What the network is shown. `auto` values come from the shards' manifest."""
+    """What the network is shown. `auto` values come from the shards' manifest, and of the machine."""
 
     spacing_mm: Literal["auto"] | tuple[float, float, float] = "auto"  # of the network's grid
     patch: Literal["auto"] | Triple = "auto"  # voxels of that grid
@@ -56,7 +56,9 @@ class DataConfig(Strict):
     bias_correction: bool = False  # N4, by SimpleITK
     flip_axes: list[Literal[0, 1, 2]] = []  # flips are drawn only where anatomy allows; 0 is left-right
     foreground_prob: float = Field(default=0.5, ge=0, le=1)  # chance that a crop smaller than the volume is centred on foreground
-    num_workers: int = Field(default=0, ge=0)
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = (
+        "auto"  # processes per rank that read and vary; see data/loader.py
+    )
     balance: str = "none"  # what is shown equally often: "task", "site" or the classes of a classification task, by its name
     shuffle_shards: int = Field(default=0, ge=0)  # shards shuffled together; 0 all. Fewer read a slow source in larger pieces
     skip_unreadable: bool = False  # show a subject that cannot be read as a masked one, and say so, instead of stopping

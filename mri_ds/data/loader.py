@@ -19,11 +19,13 @@ from mri_ds.config import DataConfig, TaskConfig, nearest
 from mri_ds.data.index import ShardDataset
 from mri_ds.data.order import Order, Slot, make_order
 from mri_ds.data.patches import PatchSource
+from mri_ds.data.processes import num_cores
 from mri_ds.data.synthesis.source import MixedSource, with_synthesis
 from mri_ds.errors import InputError
 from mri_ds.sample import Batch
 
 CACHE_BYTES = 2 * 2**30  # of prepared subjects per rank, shared out among its workers
+MAX_WORKERS = 8
 MAX_SKIPPED = 0.1  # of a split's subjects; a run that lost more has lost its data
 LOG = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ def make_loader(
     if global_batch % (micro_batch * world_size):
         what = f"global_batch {global_batch} cannot be shared by {world_size} ranks in micro-batches of {micro_batch}"
         raise InputError(what, fix=f"make it a multiple of {micro_batch * world_size}")
+    assert data.num_workers != "auto", "resolve `auto` with workers_per_rank first"
     order = order or make_order(dataset, data, seed=seed, global_batch=global_batch)
     _check_tasks(dataset, tasks)
     cache_bytes //= max(1, data.num_workers)
@@ -67,6 +70,15 @@ def make_loader(
         generator=torch.Generator(),  # else the loader would draw from the global one, which dropout uses
     )
     return _batches(loader, dataset)
+
+
+def workers_per_rank(num_ranks: int, *, beside_gpu: bool) -> int:
+    """What `data.num_workers: auto` means on a node with `num_ranks` ranks: processes that read ahead while others compute.
+
+    Beside a GPU as many as the rank's share of the cores leaves over, at most 8. Where the CPU itself computes, one: on two cores
+    with two ranks of `small` it took the time spent waiting for data from 3 % of a step to 0.5 %, and made no step longer.
+    """
+    return max(1, min(MAX_WORKERS, num_cores() // num_ranks - 1)) if beside_gpu else 1
 
 
 class _MicroBatches:

@@ -63,6 +63,12 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world_size() -> int:
+    """Ranks on this node, as the launcher tells (torchrun: LOCAL_WORLD_SIZE, DeepSpeed: LOCAL_SIZE), or else all there are."""
+    told = (os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"))
+    return next((int(size) for size in told if size), world_size())
+
+
 def device() -> torch.device:
     """This rank's device: its own GPU, or the CPU."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")

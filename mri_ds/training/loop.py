@@ -15,6 +15,7 @@ import torch
 
 from mri_ds.config import SCALES, RunConfig, dump_config, load_config, nearest, validate
 from mri_ds.data.index import ShardDataset
+from mri_ds.data.loader import workers_per_rank
 from mri_ds.data.manifest import Manifest, read_manifest
 from mri_ds.data.order import make_order
 from mri_ds.data.preprocess import dataset_intensities, propose
@@ -86,6 +87,8 @@ def complete(config: RunConfig, manifest: Manifest, *, where: Path) -> RunConfig
         section = "model" if key in raw["model"] else "data"
         if raw[section][key] == "auto":
             raw[section][key] = list(value)
+    if config.data.num_workers == "auto":
+        raw["data"]["num_workers"] = workers_per_rank(distributed.local_world_size(), beside_gpu=torch.cuda.is_available())
     raw["data"]["intensities"] = [one.model_dump() for one in dataset_intensities(config.data, manifest, where=where)]
     return validate(raw, where=str(where))
 

@@ -151,7 +151,7 @@ class TestData:
 def test_batches_of_a_plan(dataset, tasks):
     """Through the loader: the pool's subjects, the plan's patch, and other tasks' labels masked."""
     plan = Plan(0, 0, pool=(1, 5, 6), crop=50)
-    data = DataConfig(spacing_mm=(1, 1, 1), patch=(32, 32, 32), augment=False)
+    data = DataConfig(spacing_mm=(1, 1, 1), patch=(32, 32, 32), augment=False, num_workers=0)
     order = order_of(plan, Order(shard_sizes=dataset.shard_sizes, global_batch=4, seed=0))
     batches = make_loader(
         dataset,

@@ -8,7 +8,7 @@ import torch
 
 from mri_ds.config import DataConfig, TaskConfig
 from mri_ds.data.index import ShardDataset
-from mri_ds.data.loader import make_loader
+from mri_ds.data.loader import make_loader, workers_per_rank
 from mri_ds.errors import InputError
 
 
@@ -22,7 +22,7 @@ def dataset(write_folder, make_sample):
 @pytest.fixture
 def batches(dataset, tasks):
     def make(number: int, *, data=None, given=None, **changes) -> list:
-        config = DataConfig(**{"spacing_mm": (1, 1, 1), "patch": (8, 8, 8), "augment": False} | (data or {}))
+        config = DataConfig(**{"spacing_mm": (1, 1, 1), "patch": (8, 8, 8), "augment": False, "num_workers": 0} | (data or {}))
         kwargs = {"seed": 0, "global_batch": 4, "micro_batch": 2, "rank": 0, "world_size": 1} | changes
         return list(itertools.islice(make_loader(dataset, config, given or tasks, **kwargs), number))
 
@@ -181,7 +181,7 @@ def test_weights_count_the_labels_of_the_whole_global_batch_and_not_of_a_part(ba
 
 def test_a_task_without_a_label_in_the_batch_has_weight_zero(write_folder, make_sample, tasks):
     folder = write_folder([make_sample(i, without=("age",)) for i in range(3)], name="unlabelled")
-    config = DataConfig(spacing_mm=(1, 1, 1), patch=(8, 8, 8), augment=False)
+    config = DataConfig(spacing_mm=(1, 1, 1), patch=(8, 8, 8), augment=False, num_workers=0)
     kwargs = {"seed": 0, "global_batch": 2, "micro_batch": 2, "rank": 0, "world_size": 1}
     batch = next(make_loader(ShardDataset(folder, "train"), config, tasks, **kwargs))
     assert batch["mask"]["age"].tolist() == [0, 0] and batch["mask"]["lesion"].tolist() == [1, 1]
@@ -207,7 +207,7 @@ def test_bad_input_is_one_line_before_the_first_batch(batches, changes, message)
 
 
 def test_an_empty_split_is_refused(dataset, tasks):
-    config = DataConfig(spacing_mm=(1, 1, 1), patch=(8, 8, 8))
+    config = DataConfig(spacing_mm=(1, 1, 1), patch=(8, 8, 8), num_workers=0)
     kwargs = {"seed": 0, "global_batch": 2, "micro_batch": 2, "rank": 0, "world_size": 1}
     with pytest.raises(InputError, match="split 'test' has no subject"):
         make_loader(ShardDataset(dataset.folder, "test"), config, tasks, **kwargs)
@@ -223,3 +223,9 @@ def test_a_damaged_shard_is_one_line_from_workers_too(batches, dataset, num_work
     with pytest.raises(InputError, match=r"holds no sub-\d+\.\S+ of \d+ bytes") as caught:
         batches(2, data={"num_workers": num_workers})
     assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_workers_leave_the_cores_to_those_who_compute(monkeypatch):
+    monkeypatch.setattr("mri_ds.data.loader.num_cores", lambda: 96)
+    assert [workers_per_rank(n, beside_gpu=True) for n in (1, 8, 16, 48, 96)] == [8, 8, 5, 1, 1]
+    assert workers_per_rank(2, beside_gpu=False) == 1

@@ -28,7 +28,7 @@ def label_folder(tmp_path):
 def data(label_folder):
     def make(patch=(16, 24, 16), foreground_prob=0.5, **synthesis) -> DataConfig:
         strengths = SynthesisConfig(labels=str(label_folder), **synthesis)
-        return DataConfig(spacing_mm=(1, 1, 1), patch=patch, foreground_prob=foreground_prob, synthesis=strengths)
+        return DataConfig(num_workers=0, spacing_mm=(1, 1, 1), patch=patch, foreground_prob=foreground_prob, synthesis=strengths)
 
     return make
 

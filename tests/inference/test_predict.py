@@ -151,7 +151,7 @@ def test_the_network_is_shown_what_training_showed_it(patch, tmp_path):
     write_shards(find_dataset(tmp_path / "data"), tmp_path / "shards", num_folds=2)
     dataset = ShardDataset(tmp_path / "shards", "test")
     run = make_run(spacing_mm=(1.2, 1.0, 1.7), patch=patch)
-    data = run.config.data.model_copy(update={"augment": False})
+    data = run.config.data.model_copy(update={"augment": False, "num_workers": 0})
     tasks = {"bright": dataset.tasks["bright"]}
     batch = next(make_loader(dataset, data, tasks, seed=0, global_batch=1, micro_batch=1, rank=0, world_size=1))
     index = dataset.subject_ids.index(batch["subject_id"][0])
