@@ -14,6 +14,11 @@ BIG = 2**30
 SHAPE = (70, 40, 52)  # several chunks of 32^3
 
 
+@pytest.fixture(autouse=True)
+def _no_subject_is_large(monkeypatch) -> None:
+    monkeypatch.setattr("mri_ds.data.subjects.MANY_PATCHES", 1e9)
+
+
 @pytest.fixture
 def dataset(write_folder, make_sample) -> ShardDataset:
     """0: whole numbers over several chunks; 1: floats with a background of zeros; 2: no labels; 3: smaller than the patch."""
@@ -90,6 +95,14 @@ def test_whole_subjects_stay_while_there_is_room_and_boxes_serve_the_rest(datase
         WholeSubject,
         StoredSubject,
     ]
+
+
+def test_a_volume_of_many_patches_is_read_in_boxes_though_there_is_room(dataset, tasks, monkeypatch):
+    monkeypatch.setattr("mri_ds.data.subjects.MANY_PATCHES", 23.0)  # 70 x 40 x 52 voxels are 23.7 patches of 16 x 24 x 16
+    subjects = source(dataset, tasks, cache_bytes=BIG).subjects
+    assert [type(subjects[i]) for i in (0, 3)] == [StoredSubject, WholeSubject]
+    monkeypatch.setattr("mri_ds.data.subjects.MANY_PATCHES", 24.0)
+    assert isinstance(subjects[0], WholeSubject)
 
 
 def test_subjects_that_must_be_prepared_push_out_the_oldest(dataset, tasks, monkeypatch):
