@@ -26,8 +26,8 @@ from mri_ds.data.members import SampleMeta
 from mri_ds.data.preprocess import border_minimum, grid_shape, normalize, prepare, settings
 
 Box = tuple[slice, slice, slice]
-# One core, two channels, patches of 64^3: preparing takes 55 ms (128^3) or 635 ms (256^3), and saves 7 ms of every patch that follows:
-# a volume of n patches is worth keeping after some 1.4 n of them
+# One core, two channels, patches of 64^3: preparing takes 55 ms (128^3) or 635 ms (256^3) and saves 7 ms of every later patch.
+# So a volume of n patches is worth keeping after some 1.4 n of them
 MANY_PATCHES = 32.0
 
 
