@@ -23,7 +23,7 @@ from mri_ds.data.remote import locate
 from mri_ds.errors import InputError
 from mri_ds.losses import SUBJECT_LOSS
 from mri_ds.sample import Batch
-from mri_ds.training import checkpoint, distributed, ds_config
+from mri_ds.training import checkpoint, distributed, ds_config, launchers
 from mri_ds.training.course import Course
 from mri_ds.training.engine import build_engine, build_objective
 from mri_ds.training.expert_parallel import balance
@@ -50,6 +50,7 @@ def train(
     `scale` None is taken from the JSON's name. `resolve_only` returns {"run", "ds_config"} as they would be used, without
     touching the network. Raises InputError for anything a user can mend before the first step.
     """
+    launchers.adopt()
     raw = ds_config.read(ds_config_path)
     if scale is None:
         scale = ds_config_path.stem
@@ -65,6 +66,7 @@ def train(
         return {"run": config.model_dump(mode="json"), "ds_config": resolved}
     distributed.start()
     try:
+        distributed.tell_world()
         return _train(config, resolved, manifest, data, run_dir)
     finally:
         distributed.stop()
