@@ -140,4 +140,3 @@ def gather(values: torch.Tensor) -> torch.Tensor:
 def barrier() -> None:
     if torch.distributed.is_initialized() and world_size() > 1:
         torch.distributed.barrier()
-
