@@ -53,11 +53,10 @@ def start() -> None:
 
     if torch.distributed.is_initialized():
         return
-    # told that all ranks share a node, DeepSpeed leaves 69 MB of each in /dev/shm for ever, for a collective of inference only
-    local_size = os.environ.pop("LOCAL_SIZE", None)
+    # An operator that only inference uses. Building it takes a minute at the first start, a build that was killed makes all later
+    # ones wait for ever, and it leaves 69 MB of every rank in /dev/shm.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(timeout=timedelta(seconds=TIMEOUT_S), verbose=False)
-    if local_size is not None:
-        os.environ["LOCAL_SIZE"] = local_size
 
 
 def tell_world() -> None:
