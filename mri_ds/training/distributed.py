@@ -1,12 +1,13 @@
 """Ranks: who am I, how do we start, how do we agree.
 
-Every launcher (deepspeed, torchrun, srun, none) ends up here; without one, a single process is a world of one.
+Every launcher (deepspeed, torchrun, srun, mpirun, none) ends up here; without one, a single process is a world of one.
 """
 
 import os
 import shutil
 import socket
 import sys
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from mri_ds.sample import Batch
+from mri_ds.training import launchers
 
 TIMEOUT_S = 600
 
@@ -27,9 +29,10 @@ def prepare_environment() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions")))
-    bin_dir = str(Path(sys.executable).parent)
-    if shutil.which("ninja") is None:  # started by full path, without the environment's bin folder on PATH
-        os.environ["PATH"] = f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}"
+    ninja = Path(sys.executable).parent / "ninja"
+    # ssh and srun start ranks without the environment's bin folder on PATH, and another version of ninja builds everything anew
+    if shutil.which("ninja") is None or (ninja.exists() and shutil.which("ninja") != str(ninja)):
+        os.environ["PATH"] = f"{ninja.parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         for lock in folder.glob("*/lock"):
             lock.unlink(missing_ok=True)
@@ -37,16 +40,34 @@ def prepare_environment() -> None:
         os.environ.setdefault("LOCAL_RANK", "0")
         os.environ.setdefault("WORLD_SIZE", "1")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        os.environ.setdefault("MASTER_PORT", str(launchers.free_port()))
 
 
 def start() -> None:
     """Joins the process group (gloo on CPU, NCCL on GPU); a no-op when already joined."""
+    launchers.adopt()
+    launchers.check()
+    launchers.choose_interface()
     prepare_environment()
     import deepspeed
 
-    if not torch.distributed.is_initialized():
-        deepspeed.init_distributed(timeout=timedelta(seconds=TIMEOUT_S), verbose=False)
+    if torch.distributed.is_initialized():
+        return
+    # An operator that only inference uses. Building it takes a minute at the first start, a build that was killed makes all later
+    # ones wait for ever, and it leaves 69 MB of every rank in /dev/shm.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(timeout=timedelta(seconds=TIMEOUT_S), verbose=False)
+
+
+def tell_world() -> None:
+    """Rank 0 says how many ranks there are, on which hosts, over what: `4 ranks on a, b x 3 (gloo)`. Every rank must call it."""
+    name = socket.gethostname().encode()[:64]
+    names = gather(torch.tensor(list(name.ljust(64, b"\0")), dtype=torch.uint8))
+    if rank() == 0:
+        counts = Counter(bytes(one.tolist()).rstrip(b"\0").decode() for one in names)
+        hosts = ", ".join(host if count == 1 else f"{host} x {count}" for host, count in counts.items())
+        ranks = "1 rank" if len(names) == 1 else f"{len(names)} ranks"
+        print(f"{ranks} on {hosts} ({torch.distributed.get_backend()})", file=sys.stderr, flush=True)
 
 
 def stop() -> None:
@@ -96,6 +117,15 @@ def average(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(keys, (packed / world_size()).tolist(), strict=True))
 
 
+def maximum(value: int) -> int:
+    """The largest of the ranks' values. Every rank must call it."""
+    if world_size() == 1:
+        return value
+    packed = torch.tensor([value], dtype=torch.int32, device=device())
+    torch.distributed.all_reduce(packed, op=torch.distributed.ReduceOp.MAX)
+    return int(packed)
+
+
 def gather(values: torch.Tensor) -> torch.Tensor:
     """The same-shaped tensors of all ranks, (ranks, *shape), on the CPU."""
     if world_size() == 1:
@@ -109,9 +139,3 @@ def gather(values: torch.Tensor) -> torch.Tensor:
 def barrier() -> None:
     if torch.distributed.is_initialized() and world_size() > 1:
         torch.distributed.barrier()
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
