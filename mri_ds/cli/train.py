@@ -4,8 +4,9 @@ Here only the defaults are decided: which scale, which DeepSpeed JSON, which fol
 """
 
 import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,15 +49,29 @@ def train(
     ds_config = ds_config or DS_CONFIGS / f"{scale}.json"
     run = run or Path("runs") / scale
     load_config(config, overrides=sets, scale=scale)  # a misspelt key is named before seconds of imports
+    from mri_ds.training import signals
+
+    with signals.listening():  # before the imports of training, which take seconds
+        try:
+            result = _train(config, sets, scale, ds_config, data, run, resolve_only=resolve_only, is_quiet=resolve_only or json)
+        except signals.Stopped as stopped:
+            if _is_first_rank():
+                print(stopped, file=sys.stderr, flush=True)
+                if json:
+                    console.print_json({"run": str(run), "stopped_by": stopped.name, "step": stopped.step})
+            raise typer.Exit(stopped.exit_code) from None
+    if _is_first_rank() and (resolve_only or json):
+        console.print_json(result)
+
+
+def _train(*args: Any, resolve_only: bool, is_quiet: bool) -> dict[str, Any]:
+    """`training.loop.train`; `is_quiet` keeps what libraries print off stdout."""
     from mri_ds.training.loop import train as run_training
 
-    if not (resolve_only or json):
-        run_training(config, sets, scale, ds_config, data, run)
-        return
+    if not is_quiet:
+        return run_training(*args)
     with console.stdout_for_result():
-        result = run_training(config, sets, scale, ds_config, data, run, resolve_only=resolve_only)
-    if _is_first_rank():
-        console.print_json(result)
+        return run_training(*args, resolve_only=resolve_only)
 
 
 def _scale_of(ds_config: Path | None) -> str | None:

@@ -90,6 +90,15 @@ def average(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(keys, (packed / world_size()).tolist(), strict=True))
 
 
+def maximum(value: int) -> int:
+    """The largest of the ranks' values. Every rank must call it."""
+    if world_size() == 1:
+        return value
+    packed = torch.tensor([value], dtype=torch.int32, device=device())
+    torch.distributed.all_reduce(packed, op=torch.distributed.ReduceOp.MAX)
+    return int(packed)
+
+
 def gather(values: torch.Tensor) -> torch.Tensor:
     """The same-shaped tensors of all ranks, (ranks, *shape), on the CPU."""
     if world_size() == 1:

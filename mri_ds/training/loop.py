@@ -5,10 +5,11 @@ Everything that happens at intervals (log, picture, checkpoint) stands in `_trai
 
 import json
 import shutil
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from mri_ds.data.remote import locate
 from mri_ds.errors import InputError
 from mri_ds.losses import SUBJECT_LOSS
 from mri_ds.sample import Batch
-from mri_ds.training import checkpoint, distributed, ds_config
+from mri_ds.training import checkpoint, distributed, ds_config, signals
 from mri_ds.training.course import Course
 from mri_ds.training.engine import build_engine, build_objective
 from mri_ds.training.expert_parallel import balance
@@ -104,7 +105,10 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
     if start:
         progress.say(f"resuming from step {start} of {training.steps} ({run_dir / 'checkpoints'})")
     window = Window()
+    saved = start
     for step in range(start + 1, training.steps + 1):
+        if asked := distributed.maximum(signals.heard()):
+            _leave(engine, run_dir, signals.signal_of(asked), step - 1, saved, course, tracker)
         torch.manual_seed(np.random.SeedSequence([training.seed, step, rank]).generate_state(1)[0].item())
         losses, probe = train_step(engine, course.batches(step - 1), window, course.hear)
         course.end_step(step)
@@ -120,12 +124,27 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
                 tracker.image(step, "prediction", picture)
         if step % training.checkpoint_every == 0 and step < training.steps:
             checkpoint.save(engine, run_dir, step, data=course.state(step))
+            saved = step
     if start < training.steps:
         checkpoint.save(engine, run_dir, training.steps, data=course.state(training.steps))
     checkpoint.export(engine, run_dir)
     tracker.close()
     progress.close()
     return {"run": str(run_dir), "steps": training.steps, "resumed_from": start}
+
+
+def _leave(engine: Any, run_dir: Path, signum: int, step: int, saved: int, course: Course, tracker: Tracker) -> NoReturn:
+    """Saves `step` unless that is done, and goes. All ranks are here after the same step.
+
+    What all of them agree on costs one all-reduce of 4 bytes a step. It stands between steps, where the optimiser has just
+    brought all ranks together, so nobody waits in it for a slower one.
+    """
+    if step > saved:
+        checkpoint.save(engine, run_dir, step, data=course.state(step))
+    tracker.close()
+    if signum == signal.SIGUSR1 and distributed.rank() == 0:
+        signals.ask_for_requeue(run_dir)
+    raise signals.Stopped(signum, step)
 
 
 def train_step(
@@ -165,6 +184,7 @@ def _prepare_run_folder(run_dir: Path, config: RunConfig, resolved: dict[str, An
         path.write_text(text)
         (run_dir / "ds_config.json").write_text(json.dumps(resolved, indent=2) + "\n")
         (run_dir / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")
+        signals.forget_requeue(run_dir)
         (run_dir / "model.safetensors").unlink(missing_ok=True)
         if shutil.disk_usage(run_dir).free < 2**30:
             raise InputError("less than 1 GiB of disk is free", where=run_dir, fix="free some, or choose another --run")
