@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from mri_ds.sample import Batch
-
-TIMEOUT_S = 600
+from mri_ds.training import heart, peers
+from mri_ds.training.processes import remove_stale_build_locks
 
 
 def prepare_environment() -> None:
     """Sets what DeepSpeed reads at import; call before importing it.
 
     One folder of compiled operators per Python environment, because two environments that share one rebuild each other's.
-    Locks that a killed build left there make every later start hang without a word, so on one node rank 0 removes them.
+    Locks that a killed build left there make every later start hang without a word; the first rank of a node removes them.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -30,9 +30,9 @@ def prepare_environment() -> None:
     bin_dir = str(Path(sys.executable).parent)
     if shutil.which("ninja") is None:  # started by full path, without the environment's bin folder on PATH
         os.environ["PATH"] = f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}"
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        remove_stale_build_locks(folder)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        for lock in folder.glob("*/lock"):
-            lock.unlink(missing_ok=True)
         os.environ.setdefault("RANK", "0")
         os.environ.setdefault("LOCAL_RANK", "0")
         os.environ.setdefault("WORLD_SIZE", "1")
@@ -40,13 +40,15 @@ def prepare_environment() -> None:
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
 
 
-def start() -> None:
-    """Joins the process group (gloo on CPU, NCCL on GPU); a no-op when already joined."""
+def start(timeout_s: float) -> None:
+    """Joins the process group (gloo on CPU, NCCL on GPU), where a message may take `timeout_s`; a no-op when joined."""
     prepare_environment()
     import deepspeed
 
     if not torch.distributed.is_initialized():
-        deepspeed.init_distributed(timeout=timedelta(seconds=TIMEOUT_S), verbose=False)
+        deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
+    if world_size() > 1 and not heart.is_supervised():
+        heart.know_peers(peers.meet(rank(), world_size()))
 
 
 def stop() -> None:
