@@ -11,6 +11,7 @@ The main thread may hang in C++ at that moment, so the end is os._exit. This mod
 import faulthandler
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -24,6 +25,8 @@ from typing import Any, NoReturn, Protocol
 BEAT_S = 1.0
 FROZEN_S = 5.0  # a beat this late: the whole process was held (a suspended job, a frozen container), which is nobody's fault
 MAX_LINE = 1500
+MAX_MESSAGE = 200  # of an exception; all of it is in RUN/faults
+FULL_BYTES = 16 * 2**20  # with less a disk is full: what failed there did so for that reason
 LEAVE_S = 30.0  # for the last step and its checkpoint once the launcher is gone
 PIPE, SUPERVISOR = "MRI_DS_HEART", "MRI_DS_SUPERVISOR"  # variables that the supervisor sets: a file descriptor, its process id
 
@@ -101,8 +104,9 @@ def fail(err: BaseException) -> NoReturn:
     """Ends this rank for an exception: one line, and the traceback in RUN/faults. A lost connection names who is lost."""
     assert _heart is not None
     stack = "".join(traceback.format_exception(err))
-    text = (str(err).strip() or "no message").splitlines()
-    line = f"{type(err).__name__}: {text[0] if len(text[0]) > 20 else ' '.join(text)[:300]}"
+    line = f"{type(err).__name__}: {' '.join(str(err).split())[:MAX_MESSAGE]}"
+    if shutil.disk_usage(_heart.run_dir).free < FULL_BYTES:
+        line = f"the disk of {_heart.run_dir} is full ({line})"
     _end(_heart, "lost" if _is_lost_connection(err) else "failed", line, stack)
 
 
