@@ -95,7 +95,7 @@ def know_peers(peers: Peers) -> None:
 
 
 def tell(kind: str, line: str) -> None:
-    """To the supervisor: `kind` is "input", "failed" or "lost"."""
+    """To the supervisor. `kind`, from cause to consequence: "input", "failed", "stuck", "waits", "lost"."""
     assert _heart is not None and _heart.pipe is not None
     _write(_heart.pipe, {"kind": kind, "line": line[:MAX_LINE]})
 
@@ -126,7 +126,8 @@ def _beat(heart: _Heart) -> None:
         if heart.leave_by is not None and now > heart.leave_by:
             _end(heart, "failed", f"its launcher is gone, and the step did not end within {LEAVE_S:.0f} s")
         if now - heart.moved_s > heart.timeout_s:
-            _end(heart, "stuck", f"nothing moved for {heart.timeout_s:.0f} s (training.timeout_s)")
+            kind, where = _where_it_is()
+            _end(heart, kind, f"nothing moved for {heart.timeout_s:.0f} s (training.timeout_s): {where}")
         if heart.peers is not None and (silent := heart.peers.silent()):
             _end(heart, "lost", f"{_ranks(silent)} not heard of any more")
 
@@ -151,6 +152,15 @@ def _end(heart: _Heart, kind: str, line: str, stack: str = "") -> NoReturn:
 
         end_descendants(grace_s=0)
     os._exit(1)
+
+
+def _where_it_is() -> tuple[str, str]:
+    """Whether the main thread is "stuck" by itself or "waits" for the others, and the line of ours that it is in."""
+    frames = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident or 0])
+    kind = "waits" if any("/torch/distributed/" in f.filename or "/deepspeed/" in f.filename for f in frames) else "stuck"
+    own = [frame for frame in frames if f"{os.sep}mri_ds{os.sep}" in frame.filename]
+    where = f"{Path(own[-1].filename).name} line {own[-1].lineno}, `{own[-1].line}`" if own else "outside of mri_ds"
+    return kind, f"waits for other ranks in {where}" if kind == "waits" else where
 
 
 def _leave_stacks(heart: _Heart, stack: str) -> str:

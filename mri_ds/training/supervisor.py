@@ -218,7 +218,7 @@ def _weight(rank: Rank, code: int | None) -> tuple[int, int]:
     kind = rank.fault.get("kind")
     if code is not None and code < 0 and kind is None:
         return 0, rank.number  # a signal ended it before it could say anything
-    order = ["silent", "input", "failed", None, "stuck", "lost"]
+    order = ["silent", "input", "failed", None, "stuck", "waits", "lost"]
     return (1 + order.index(kind), rank.number) if code is not None or kind == "silent" else (9, rank.number)
 
 

@@ -20,7 +20,7 @@ def command(shards, run, *more):
     return [sys.executable, "launch/train.py", *options, *(f"--set={item}" for item in SETS)]
 
 
-def start(shards, run, log, *, rank=0, ranks=1, port=None):
+def start(shards, run, log, *, rank=0, ranks=1, port=None, more=()):
     """One rank, as launchers start it."""
     env = launches.environment()
     if ranks > 1:
@@ -32,7 +32,9 @@ def start(shards, run, log, *, rank=0, ranks=1, port=None):
             "MASTER_PORT": port,
         }
     streams = {"stdout": subprocess.PIPE, "stderr": log.open("w"), "stdin": subprocess.DEVNULL}
-    return subprocess.Popen(command(shards, run, "--json"), env=env, cwd=launches.ROOT, text=True, **streams)
+    return subprocess.Popen(
+        command(shards, run, "--json", *more), env=env, cwd=launches.ROOT, text=True, start_new_session=True, **streams
+    )
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_two_ranks_leave_at_one_step_and_lose_none(shards, tmp_path, started):
 
 @pytest.mark.timeout(600)
 def test_every_signal_has_its_exit_code(shards, tmp_path, started):
-    """SIGUSR1 during the imports, hence before the first step; then the others, each in the middle of the run that goes on."""
+    """SIGUSR1 during the imports, hence before the first step; then others later, to the rank and its data worker alike."""
     run, step = tmp_path / "run", 0
     process = start(shards, run, tmp_path / "early")
     started.append(process)
@@ -97,12 +99,12 @@ def test_every_signal_has_its_exit_code(shards, tmp_path, started):
     assert process.wait(timeout=120) == 0
     assert json.loads(process.stdout.read()) == {"run": str(run), "stopped_by": "SIGUSR1", "step": 0}
     assert (run / "requeue").exists() and not (run / "checkpoints").exists()
-    for signum, code in ((signal.SIGHUP, 129), (signal.SIGINT, 130)):
-        process = start(shards, run, tmp_path / signum.name)
+    for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = start(shards, run, tmp_path / signum.name, more=["--set=data.num_workers=1"])
         started.append(process)
         launches.wait_for(lambda: told(run) >= step + 2, timeout_s=240, what="two more steps")  # noqa: B023
-        process.send_signal(signum)
-        assert process.wait(timeout=120) == code
+        os.killpg(process.pid, signum)
+        assert process.wait(timeout=120) == code, (tmp_path / signum.name).read_text()[-2000:]
         step = json.loads(process.stdout.read())["step"]
         assert (run / "checkpoints/latest").read_text() == f"step{step:06d}" and not (run / "requeue").exists()
 
