@@ -80,7 +80,7 @@ def test_rank_needs_more_memory_than_there_is(four):
         group.confine(launch.rank(1))
         launch.ends(
             1,
-            rf"^error: rank 1 of 4 was killed by SIGKILL \(out of memory: its cgroup allows 0\.\d\d GiB\) after step \d+\.",
+            r"^error: rank 1 of 4 was killed by SIGKILL \(out of memory: its cgroup allows 0\.\d\d GiB\) after step \d+\.",
         )
 
 
