@@ -32,3 +32,6 @@ class TrainingConfig(Strict):
     log_every: int = Field(default=10, ge=1)
     image_every: int = Field(default=100, ge=1)
     checkpoint_every: int = Field(default=100, ge=1)
+    timeout_s: float = Field(
+        default=600.0, gt=0
+    )  # a rank in which nothing moves for so long ends the run, as does a lost message

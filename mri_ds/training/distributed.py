@@ -15,16 +15,15 @@ from typing import Any
 import torch
 
 from mri_ds.sample import Batch
-from mri_ds.training import launchers
-
-TIMEOUT_S = 600
+from mri_ds.training import heart, launchers, peers
+from mri_ds.training.processes import remove_stale_build_locks
 
 
 def prepare_environment() -> None:
     """Sets what DeepSpeed reads at import; call before importing it.
 
     One folder of compiled operators per Python environment, because two environments that share one rebuild each other's.
-    Locks that a killed build left there make every later start hang without a word, so on one node rank 0 removes them.
+    Locks that a killed build left there make every later start hang without a word; the first rank of a node removes them.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -33,9 +32,9 @@ def prepare_environment() -> None:
     # ssh and srun start ranks without the environment's bin folder on PATH, and another version of ninja builds everything anew
     if shutil.which("ninja") is None or (ninja.exists() and shutil.which("ninja") != str(ninja)):
         os.environ["PATH"] = f"{ninja.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        remove_stale_build_locks(folder)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        for lock in folder.glob("*/lock"):
-            lock.unlink(missing_ok=True)
         os.environ.setdefault("RANK", "0")
         os.environ.setdefault("LOCAL_RANK", "0")
         os.environ.setdefault("WORLD_SIZE", "1")
@@ -43,20 +42,22 @@ def prepare_environment() -> None:
         os.environ.setdefault("MASTER_PORT", str(launchers.free_port()))
 
 
-def start() -> None:
-    """Joins the process group (gloo on CPU, NCCL on GPU); a no-op when already joined."""
+def start(timeout_s: float) -> None:
+    """Joins the process group (gloo on CPU, NCCL on GPU), where a message may take `timeout_s`; a no-op when joined."""
     launchers.adopt()
     launchers.check()
     launchers.choose_interface()
     prepare_environment()
     import deepspeed
 
-    if torch.distributed.is_initialized():
-        return
-    # An operator that only inference uses. Building it takes a minute at the first start, a build that was killed makes all later
-    # ones wait for ever, and it leaves 69 MB of every rank in /dev/shm.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(timeout=timedelta(seconds=TIMEOUT_S), verbose=False)
+    if not torch.distributed.is_initialized():
+        # told that all ranks share a node, DeepSpeed leaves 69 MB of each in /dev/shm for ever, for a collective of inference only
+        local_size = os.environ.pop("LOCAL_SIZE", None)
+        deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
+        if local_size is not None:
+            os.environ["LOCAL_SIZE"] = local_size
+    if world_size() > 1 and not heart.is_supervised():
+        heart.know_peers(peers.meet(rank(), world_size()))
 
 
 def tell_world() -> None:

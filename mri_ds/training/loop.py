@@ -24,7 +24,7 @@ from mri_ds.data.remote import locate
 from mri_ds.errors import InputError
 from mri_ds.losses import SUBJECT_LOSS
 from mri_ds.sample import Batch
-from mri_ds.training import checkpoint, distributed, ds_config, launchers, signals
+from mri_ds.training import checkpoint, distributed, ds_config, heart, launchers, signals
 from mri_ds.training.course import Course
 from mri_ds.training.engine import build_engine, build_objective
 from mri_ds.training.expert_parallel import balance
@@ -34,6 +34,7 @@ from mri_ds.training.tracker import Tracker
 from mri_ds.training.window import Window
 
 HOW_READ = {"num_workers", "skip_unreadable", "cache_dir", "cache_gib"}  # fields of DataConfig
+HOW_RUN = {"timeout_s"}  # fields of TrainingConfig
 
 
 def train(
@@ -65,12 +66,15 @@ def train(
     resolved = ds_config.resolve(raw, config, world_size=distributed.world_size(), where=ds_config_path)
     if resolve_only or manifest is None:
         return {"run": config.model_dump(mode="json"), "ds_config": resolved}
-    distributed.start()
+    distributed.start(config.training.timeout_s)
     try:
         distributed.tell_world()
-        return _train(config, resolved, manifest, data, run_dir)
-    finally:
+        result = _train(config, resolved, manifest, data, run_dir)
+    except signals.Stopped:
         distributed.stop()
+        raise  # after any other exception peers may be lost, and saying good-bye to them could take for ever
+    distributed.stop()
+    return result
 
 
 def complete(config: RunConfig, manifest: Manifest, *, where: Path) -> RunConfig:
@@ -114,6 +118,7 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
     for step in range(start + 1, training.steps + 1):
         if asked := distributed.maximum(signals.heard()):
             _leave(engine, run_dir, signals.signal_of(asked), step - 1, saved, course, tracker)
+        heart.progress(step - 1)
         torch.manual_seed(np.random.SeedSequence([training.seed, step, rank]).generate_state(1)[0].item())
         losses, probe = train_step(engine, course.batches(step - 1), window, course.hear)
         course.end_step(step)
@@ -130,6 +135,7 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
         if step % training.checkpoint_every == 0 and step < training.steps:
             checkpoint.save(engine, run_dir, step, data=course.state(step))
             saved = step
+    heart.progress(training.steps)
     if start < training.steps:
         checkpoint.save(engine, run_dir, training.steps, data=course.state(training.steps))
     checkpoint.export(engine, run_dir)
@@ -199,7 +205,8 @@ def _prepare_run_folder(run_dir: Path, config: RunConfig, resolved: dict[str, An
 def _science(config: RunConfig) -> dict[str, Any]:
     """What a run may not change on its way. How its data are read may: the batches stay the same."""
     raw = config.model_dump(mode="json")
-    return {**raw, "data": {key: value for key, value in raw["data"].items() if key not in HOW_READ}}
+    data = {key: value for key, value in raw["data"].items() if key not in HOW_READ}
+    return {**raw, "data": data, "training": {key: value for key, value in raw["training"].items() if key not in HOW_RUN}}
 
 
 def _check_finite(loss: float, step: int) -> None:
