@@ -23,7 +23,8 @@ from mri_ds.data.remote import locate
 from mri_ds.errors import InputError
 from mri_ds.losses import SUBJECT_LOSS
 from mri_ds.sample import Batch
-from mri_ds.training import checkpoint, distributed, ds_config
+from mri_ds.training import distributed, ds_config
+from mri_ds.training.checkpoint import Checkpoints, export
 from mri_ds.training.course import Course
 from mri_ds.training.engine import build_engine, build_objective
 from mri_ds.training.expert_parallel import balance
@@ -33,6 +34,7 @@ from mri_ds.training.tracker import Tracker
 from mri_ds.training.window import Window
 
 HOW_READ = {"num_workers", "skip_unreadable", "cache_dir", "cache_gib"}  # fields of DataConfig
+HOW_KEPT = {"checkpoint_every", "checkpoint_async", "keep_last", "keep_every", "keep_best"}  # of TrainingConfig
 
 
 def train(
@@ -101,12 +103,13 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
     dataset = ShardDataset(data, "train")
     order = make_order(dataset, config.data, seed=training.seed, global_batch=training.global_batch)
     course = Course(config, dataset, order, micro_batch=resolved["train_micro_batch_size_per_gpu"])
-    start = checkpoint.resume(engine, run_dir, course.load_state)
+    checkpoints = Checkpoints(engine, run_dir, training)
+    start = checkpoints.resume(course.load_state)
     tracker = Tracker(run_dir, is_writer=rank == 0, start_step=start)
     progress = Progress(training.steps, start, is_shown=rank == 0)
     if start:
         progress.say(f"resuming from step {start} of {training.steps} ({run_dir / 'checkpoints'})")
-    window = Window()
+    window, scalars = Window(), {}
     for step in range(start + 1, training.steps + 1):
         torch.manual_seed(np.random.SeedSequence([training.seed, step, rank]).generate_state(1)[0].item())
         losses, probe = train_step(engine, course.batches(step - 1), window, course.hear)
@@ -122,10 +125,12 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
             if picture is not None:
                 tracker.image(step, "prediction", picture)
         if step % training.checkpoint_every == 0 and step < training.steps:
-            checkpoint.save(engine, run_dir, step, data=course.state(step))
+            checkpoints.save(step, data=course.state(step), scalars=scalars)
+        checkpoints.check()
     if start < training.steps:
-        checkpoint.save(engine, run_dir, training.steps, data=course.state(training.steps))
-    checkpoint.export(engine, run_dir)
+        checkpoints.save(training.steps, data=course.state(training.steps), scalars=scalars)
+    export(engine, run_dir)
+    checkpoints.wait()
     tracker.close()
     progress.close()
     return {"run": str(run_dir), "steps": training.steps, "resumed_from": start}
@@ -175,9 +180,11 @@ def _prepare_run_folder(run_dir: Path, config: RunConfig, resolved: dict[str, An
 
 
 def _science(config: RunConfig) -> dict[str, Any]:
-    """What a run may not change on its way. How its data are read may: the batches stay the same."""
+    """What a run may not change on its way. How its data are read may, and its checkpoints kept: the batches stay the same."""
     raw = config.model_dump(mode="json")
-    return {**raw, "data": {key: value for key, value in raw["data"].items() if key not in HOW_READ}}
+    for section, free in (("data", HOW_READ), ("training", HOW_KEPT)):
+        raw[section] = {key: value for key, value in raw[section].items() if key not in free}
+    return raw
 
 
 def _check_finite(loss: float, step: int) -> None:

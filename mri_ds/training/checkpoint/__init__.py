@@ -1,0 +1,94 @@
+"""Checkpoints of a run: sharded ones to resume from, and one file of plain weights at the end.
+
+| file      | what it knows                                                                      |
+|-----------|------------------------------------------------------------------------------------|
+| folder.py | RUN/checkpoints: what is complete, what is sound, what stays                        |
+| writer.py | a copy at once, the disk in a thread, one commit for all ranks                      |
+| shards.py | DeepSpeed's own sharded state, through our writer; loading without trusting pickles |
+| export.py | RUN/model.safetensors: plain weights under BaseMRINet's own names                   |
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mri_ds.config import TrainingConfig
+from mri_ds.errors import CorruptError
+from mri_ds.training import distributed
+from mri_ds.training.checkpoint import folder as on_disk
+from mri_ds.training.checkpoint.export import export
+from mri_ds.training.checkpoint.shards import Shards
+from mri_ds.training.checkpoint.writer import Writer
+
+__all__ = ["Checkpoints", "export"]
+
+
+class Checkpoints:
+    """Those of one run of one engine."""
+
+    def __init__(self, engine: Any, run_dir: Path, training: TrainingConfig) -> None:
+        self.engine, self.run_dir, self.training = engine, run_dir, training
+        self.shards, self.writer = Shards.of(engine), Writer()
+
+    def save(self, step: int, *, data: Mapping[str, Any], scalars: Mapping[str, float] | None = None, wait: bool = False) -> None:
+        """Checkpoints the run after `step` steps; training may go on at once. Every rank must call it.
+
+        `data`: where the batches stand, see training.course.Course.state. `scalars`: the newest of the log, to find the best by.
+        `wait`: return only when it is complete. Raises RunError where this one, or with `wait` False the one before, cannot be
+        written.
+        """
+        self.writer.wait()
+        part = on_disk.folder_of(self.run_dir, step).with_suffix(".part")
+        if distributed.rank() == 0:
+            shutil.rmtree(part, ignore_errors=True)  # what a killed run left
+        distributed.barrier()
+        self.engine.save_checkpoint(str(part.parent), tag=part.name, save_latest=False)
+        files = self.shards.take()
+        if distributed.rank() == 0:
+            files[on_disk.STATE] = json.dumps({"step": step, "data": dict(data)}).encode()
+        facts = {"step": step, "scalars": dict(scalars or {})}
+        self.writer.submit(part, files, lambda written: self._commit(part, written, facts))
+        if wait or not self.training.checkpoint_async:
+            self.writer.wait()
+
+    def wait(self) -> None:
+        """Until the last one is complete. Raises RunError where it cannot be written."""
+        self.writer.wait()
+
+    def check(self) -> None:
+        """Raises RunError where the last one could not be written, as far as is known by now. To be asked after every step."""
+        self.writer.check()
+
+    def resume(self, check_data: Callable[[Mapping[str, Any]], None]) -> int:
+        """Loads the newest complete checkpoint, if any, and returns its step (0: nothing to resume).
+
+        `check_data` hears what `save` was told of the data, and raises InputError where it is not the same any more.
+        Raises CorruptError for a file that is not what was written.
+        """
+        found = on_disk.complete(self.run_dir)
+        if not found:
+            return 0
+        folder = found[-1]
+        _verify(folder)
+        state = on_disk.read_state(folder)
+        check_data(state["data"])
+        self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        return int(state["step"])
+
+    def _commit(self, part: Path, files: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        t = self.training
+        on_disk.commit(part, files, facts)
+        on_disk.retain(self.run_dir, last=t.keep_last, every=t.keep_every, best_by=t.keep_best)
+
+
+def _verify(folder: Path) -> None:
+    """Every rank checks its share of the files; all raise the same."""
+    try:
+        finding = on_disk.verify(folder, rank=distributed.rank(), world_size=distributed.world_size())
+    except CorruptError as err:
+        finding = str(err)
+    findings = [text for text in distributed.say(finding) if text]
+    if findings:
+        raise on_disk.refuse(folder, findings[0])
