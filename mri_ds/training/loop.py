@@ -125,10 +125,10 @@ def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data
             if picture is not None:
                 tracker.image(step, "prediction", picture)
         if step % training.checkpoint_every == 0 and step < training.steps:
-            checkpoints.save(step, data=course.state(step), scalars=scalars)
+            checkpoints.save(step, batch=probe, data=course.state(step), scalars=scalars)
         checkpoints.check()
     if start < training.steps:
-        checkpoints.save(training.steps, data=course.state(training.steps), scalars=scalars)
+        checkpoints.save(training.steps, batch=probe, data=course.state(training.steps), scalars=scalars)
     export(engine, run_dir)
     checkpoints.wait()
     tracker.close()

@@ -19,6 +19,7 @@ from mri_ds.errors import CorruptError, InputError
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+TENSORS = "state.safetensors"
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
@@ -43,6 +44,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def read_state(folder: Path) -> dict[str, Any]:
     """What a checkpoint keeps beside tensors. Raises CorruptError where it cannot be read."""
     return _read_json(folder / STATE, needs="step")
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """What killed writes, conversions and removals left. One process calls it, when nobody writes."""
+    for path in (run_dir / "checkpoints").glob("step*"):
+        if path.is_dir() and not (re.fullmatch(r"step\d{6,}", path.name) and (path / MANIFEST).is_file()):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def commit(part: Path, files: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
