@@ -58,6 +58,7 @@ def train(
         if scale not in SCALES:
             raise InputError(f"the name {scale!r} is no scale", where=ds_config_path, fix=f"add --scale {{{'|'.join(SCALES)}}}")
     config = load_config(config_path, overrides=overrides, scale=scale)
+    address = str(data) if "://" in str(data) or ":/" in str(data) else str(data.resolve())
     data = locate(data, cache_dir=config.data.cache_dir, cache_gib=config.data.cache_gib)
     manifest = read_manifest(data) if not resolve_only or (data / "manifest.json").is_file() else None
     if manifest is not None:
@@ -67,7 +68,7 @@ def train(
         return {"run": config.model_dump(mode="json"), "ds_config": resolved}
     distributed.start()
     try:
-        return _train(config, resolved, manifest, data, run_dir)
+        return _train(config, resolved, manifest, data, run_dir, launch={"scale": scale, "data": address, "ds_config": raw})
     finally:
         distributed.stop()
 
@@ -95,9 +96,12 @@ def complete(config: RunConfig, manifest: Manifest, *, where: Path) -> RunConfig
     return validate(raw, where=str(where))
 
 
-def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data: Path, run_dir: Path) -> dict[str, Any]:
+def _train(
+    config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data: Path, run_dir: Path, *, launch: dict[str, Any]
+) -> dict[str, Any]:
     training, rank = config.training, distributed.rank()
     _prepare_run_folder(run_dir, config, resolved, manifest)
+    _keep_launch(run_dir, launch)
     torch.manual_seed(training.seed)  # every rank draws the same weights; DeepSpeed then shards them
     engine = build_engine(build_objective(config), resolved)
     dataset = ShardDataset(data, "train")
@@ -177,6 +181,14 @@ def _prepare_run_folder(run_dir: Path, config: RunConfig, resolved: dict[str, An
         if shutil.disk_usage(run_dir).free < 2**30:
             raise InputError("less than 1 GiB of disk is free", where=run_dir, fix="free some, or choose another --run")
     distributed.barrier()
+
+
+def _keep_launch(run_dir: Path, launch: dict[str, Any]) -> None:
+    """For `mri-ds train --resume RUN`, which reads it in cli/resume.py."""
+    if distributed.rank() == 0:
+        given = {key: launch[key] for key in ("scale", "data")}
+        (run_dir / "launch.json").write_text(json.dumps(given) + "\n")
+        (run_dir / "ds_config.given.json").write_text(json.dumps(launch["ds_config"], indent=2) + "\n")
 
 
 def _science(config: RunConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@
 | universal.py  | from any sharded checkpoint to whole tensors                                        |
 | restore.py    | from whole tensors into an engine of any layout                                     |
 | continuity.py | the gate: a stored batch gives what it gave                                         |
+| convert.py    | `mri-ds convert`                                                                    |
 | export.py     | RUN/model.safetensors: plain weights under BaseMRINet's own names                   |
 """
 
@@ -30,6 +31,7 @@ from mri_ds.training.checkpoint import continuity, restore
 from mri_ds.training.checkpoint import folder as on_disk
 from mri_ds.training.checkpoint.digest import differences, digests
 from mri_ds.training.checkpoint.export import export
+from mri_ds.training.checkpoint.parts import places
 from mri_ds.training.checkpoint.shards import Shards
 from mri_ds.training.checkpoint.universal import Universal, convert
 from mri_ds.training.checkpoint.writer import Writer
@@ -69,6 +71,7 @@ class Checkpoints:
             "engine": restore.describe(self.engine),
             "probe": continuity.measure(self.engine, self.probe),
             "digests": digests(self.engine),
+            "shapes": {place.own: place.shape for place in places(self.engine.module).values()},
         }
         part = on_disk.folder_of(self.run_dir, step).with_suffix(".part")
         if distributed.rank() == 0:

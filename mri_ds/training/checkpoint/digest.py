@@ -58,6 +58,12 @@ def digest(tensors: list[Tensor], start: int) -> list[int]:
     return totals
 
 
+def digest_of_whole(tensor: Tensor, rows: int) -> list[int]:
+    """Of a global tensor: one number for each of its `rows` experts, as `digests` gives them."""
+    flat = tensor.float().reshape(rows, -1)
+    return [digest([row], number * flat.shape[1])[0] for number, row in enumerate(flat)]
+
+
 def differences(saved: Digests, loaded: Digests) -> list[str]:
     """What is not bit for bit what was saved, in words: "both moments of ...", "expert 3 of ..."."""
     found = []

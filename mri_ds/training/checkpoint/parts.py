@@ -111,6 +111,7 @@ def own_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 def parts(engine: Any) -> list[Part]:
     """This rank's, in the module's order. Raises InputError for an optimiser whose shards this module cannot tell apart."""
+    _link_moments(engine.optimizer)
     found = places(engine.module)
     out = []
     for name, p in engine.module.named_parameters():
@@ -130,8 +131,7 @@ def prepare_moments(engine: Any) -> None:
     for p in flat if flat is not None else [p for group in base.param_groups for p in group["params"]]:
         if not base.state.get(p):
             base.state[p] = {"step": _step_like(base, 0), **{key: torch.zeros_like(p.data) for key in MOMENTS}}
-    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
-        optimizer._lazy_init_hp_params_optimizer_state()
+    _link_moments(optimizer)
 
 
 def write(part: Part, key: str, local: Tensor) -> None:
@@ -182,6 +182,14 @@ def set_adam_step(engine: Any, step: int) -> None:
     for group in base.param_groups:
         if "step" in group:
             group["step"] = step
+
+
+def _link_moments(optimizer: Any) -> None:
+    """ZeRO 1 and 2 step group by group and tell parameters where their moments are after the first group, when the other groups
+    have none yet; so they are told again."""
+    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _step_like(base: Any, step: int) -> Any:
