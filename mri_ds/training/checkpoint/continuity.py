@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mri_ds.sample import Batch
 from mri_ds.training import distributed
-from mri_ds.training.expert_parallel import moe_layers
+from mri_ds.training.expert_parallel import uncounted
 
 TOLERANCE = 1e-4  # relative, in float32 on a CPU
 COARSE = 2e-2  # half precision, or a GPU, whose convolutions round to TF32
@@ -37,8 +37,6 @@ def choose(batch: Batch) -> dict[str, Tensor]:
 def measure(engine: Any, probe: Mapping[str, Tensor]) -> dict[str, Any]:
     """{"loss", "gradient_norm", "is_coarse"} of the probe. Every rank must call it; training goes on as if nothing had been."""
     module = engine.module
-    layers = [layer for _, layer in moe_layers(module)]
-    counts = [layer.tokens_per_expert.clone() for layer in layers]
     batch: Any = {"image": probe["image"], "spacing_mm": probe["spacing_mm"], "targets": {}, "mask": {}}
     for name, value in probe.items():
         section, _, task = name.partition("/")
@@ -48,12 +46,10 @@ def measure(engine: Any, probe: Mapping[str, Tensor]) -> dict[str, Any]:
     batch["image"].requires_grad_()
     was_training = module.training
     module.eval()
-    with torch.enable_grad():
+    with torch.enable_grad(), uncounted(module):
         loss = module(batch)["loss"]
         (gradient,) = torch.autograd.grad(loss, [batch["image"]])
     module.train(was_training)
-    for layer, count in zip(layers, counts, strict=True):
-        layer.tokens_per_expert.copy_(count)
     figures = {"loss": float(loss.detach()), "gradient_norm": float(gradient.double().norm())}
     is_half = any(engine.config.get(name, {}).get("enabled") for name in ("bf16", "fp16"))
     return {**distributed.average(figures), "is_coarse": is_half or torch.cuda.is_available()}
