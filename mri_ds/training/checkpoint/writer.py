@@ -6,6 +6,7 @@ last good checkpoint stays the last, and every rank raises the same RunError.
 """
 
 import atexit
+import contextlib
 import copy
 import hashlib
 import json
@@ -152,15 +153,24 @@ def _agree(store: Any, topic: str, said: dict[str, Any], judge: Callable[[list[d
         for key in keys:
             store.delete_key(key)
         store.set(f"{topic}/verdict", json.dumps(verdict))
+        with contextlib.suppress(TimeoutError):  # the store goes when rank 0 does, so all must have read it before
+            _poll(lambda: store.add(f"{topic}/readers", 0) == len(keys) - 1, within_s=LAST_CHANCE_S)
+        return verdict
     _wait_for(store, [f"{topic}/verdict"])
-    return str(json.loads(store.get(f"{topic}/verdict")))
+    verdict = json.loads(store.get(f"{topic}/verdict"))
+    store.add(f"{topic}/readers", 1)
+    return str(verdict)
 
 
 def _wait_for(store: Any, keys: list[str]) -> None:
-    pause_s, end = 0.01, time.monotonic() + PATIENCE_S
-    while not store.check(keys):
+    _poll(lambda: store.check(keys), within_s=PATIENCE_S)
+
+
+def _poll(is_true: Callable[[], bool], *, within_s: float) -> None:
+    pause_s, end = 0.01, time.monotonic() + within_s
+    while not is_true():
         if time.monotonic() > end:
-            raise TimeoutError(f"no word from the other ranks within {PATIENCE_S} s")
+            raise TimeoutError(f"no word from the other ranks within {within_s:g} s")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.5)
 
