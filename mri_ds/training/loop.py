@@ -24,7 +24,7 @@ from mri_ds.errors import InputError
 from mri_ds.losses import SUBJECT_LOSS
 from mri_ds.sample import Batch
 from mri_ds.training import distributed, ds_config
-from mri_ds.training.checkpoint import Checkpoints, export
+from mri_ds.training.checkpoint import Checkpoints, export, tell_cause
 from mri_ds.training.course import Course
 from mri_ds.training.engine import build_engine, build_objective
 from mri_ds.training.expert_parallel import balance
@@ -69,6 +69,9 @@ def train(
     distributed.start()
     try:
         return _train(config, resolved, manifest, data, run_dir, launch={"scale": scale, "data": address, "ds_config": raw})
+    except RuntimeError:
+        tell_cause()
+        raise
     finally:
         distributed.stop()
 

@@ -10,10 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import engines
+import elastic_ranks
+import forked
 import launches
 import pytest
-import rank
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -60,7 +60,7 @@ def runs(shards, tmp_path_factory):
 
 def go(folder: Path, ranks: int, options: list[str], leave_after: int = 0) -> None:
     log = folder / f"{len(list(folder.glob('*.log')))}.log"
-    codes = rank.start(ranks, log, rank.command, options, leave_after)
+    codes = forked.start(ranks, log, forked.command, options, leave_after)
     assert codes == [0] * ranks, log.read_text()[-4000:]
 
 
@@ -98,7 +98,7 @@ def test_checkpoints_of_all_layouts_convert_to_one_devices_weights(runs, tmp_pat
     assert all(state.keys() == got.keys() for state in states)
     assert not torch.equal(states[0]["encoder.norm.weight"], states[1]["encoder.norm.weight"])
     code = (
-        "import sys, torch; from mri_ds import BaseMRINet; from mri_ds.config import load_config\n"
+        "import sys, torch; from mri_ds.mri_network import BaseMRINet; from mri_ds.config import load_config\n"
         f"config = load_config({str(run / 'config.yaml')!r}); net = BaseMRINet(config.model, config.tasks)\n"
         f"net.load_state_dict(torch.load({str(tmp_path / '20.pt')!r}, weights_only=True), strict=True)\n"
         "assert 'deepspeed' not in sys.modules"
@@ -112,13 +112,16 @@ def test_deepspeed_loads_the_universal_folder(runs, tmp_path):
     told = convert_run(runs["reshaped"], "universal", step=10, out=tmp_path / "step10")
     assert Path(told["out"]).name == "step10"
     log = tmp_path / "log"
-    assert rank.start(1, log, engines.load_universal, tmp_path, runs["reshaped"], tmp_path / "weights.safetensors") == [0], (
-        log.read_text()
-    )
+    codes = forked.start(1, log, elastic_ranks.load_universal, tmp_path, runs["reshaped"], tmp_path / "weights.safetensors")
+    assert codes == [0], log.read_text()
     convert_run(runs["reshaped"], "safetensors", step=10, out=tmp_path / "expected.safetensors")
     expected, got = load_file(tmp_path / "expected.safetensors"), load_file(tmp_path / "weights.safetensors")
     trained = [name for name in expected if not name.endswith("e_score_correction_bias")]  # it leaves buffers as they were
     assert all(torch.equal(got[name], expected[name]) for name in trained)
+    # Why restore.py does not use it: gains and biases have no weight decay, and after loading they have that of the matrices.
+    # Should this fail one day, DeepSpeed has mended it.
+    decays = json.loads((tmp_path / "decays.json").read_text())
+    assert set(decays["before"]) == {0.0, 0.02} and set(decays["after"]) == {0.02}
 
 
 # What must be refused ----------------------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ def change_bias(checkpoint: Path) -> Path:
 @pytest.mark.timeout(900)
 def test_what_is_not_what_was_saved_is_refused_by_name(poisoned, tmp_path):
     log = tmp_path / "log"
-    assert rank.start(1, log, engines.resume_each, poisoned) == [0], log.read_text()
+    assert forked.start(1, log, elastic_ranks.resume_each, poisoned) == [0], log.read_text()
     said = dict(line.split("\t") for line in log.read_text().splitlines() if "\t" in line)
     assert "not what was saved: the second moment (exp_avg_sq) of net." in said["moment"]
     assert "not what was saved: the weight of expert 3 of net.encoder.blocks.0.moe.experts." in said["expert"]
@@ -194,7 +197,7 @@ def test_a_damaged_file_is_refused_by_its_name(runs, tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     log = tmp_path / "log"
-    assert rank.start(1, log, rank.command, [f"--resume={tmp_path / 'run'}"]) == [2]
+    assert forked.start(1, log, forked.command, [f"--resume={tmp_path / 'run'}", ds_config(tmp_path, 1, 3)]) == [2]
     line = log.read_text().strip().splitlines()[-1]
     assert line.startswith("error: ") and "zero_pp_rank_1_mp_rank_00_optim_states.pt is not what was written" in line
     assert "step000030 is taken then" in line

@@ -23,8 +23,8 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mri_ds.config import TrainingConfig
-from mri_ds.errors import CorruptError
+from mri_ds.config import TrainingConfig, nearest
+from mri_ds.errors import CorruptError, InputError
 from mri_ds.sample import Batch
 from mri_ds.training import distributed
 from mri_ds.training.checkpoint import continuity, restore
@@ -34,9 +34,9 @@ from mri_ds.training.checkpoint.export import export
 from mri_ds.training.checkpoint.parts import places
 from mri_ds.training.checkpoint.shards import Shards
 from mri_ds.training.checkpoint.universal import Universal, convert
-from mri_ds.training.checkpoint.writer import Writer
+from mri_ds.training.checkpoint.writer import Writer, tell_cause
 
-__all__ = ["Checkpoints", "export"]
+__all__ = ["Checkpoints", "export", "tell_cause"]
 
 
 class Checkpoints:
@@ -64,6 +64,7 @@ class Checkpoints:
         written.
         """
         self.writer.wait()
+        self._check_best(scalars or {})
         self.probe = self.probe or continuity.choose(batch)
         state = {
             "step": step,
@@ -132,6 +133,11 @@ class Checkpoints:
             if distributed.rank() == 0:
                 shutil.rmtree(universal, ignore_errors=True)
 
+    def _check_best(self, scalars: Mapping[str, float]) -> None:
+        key = self.training.keep_best.removeprefix("-")
+        if key and scalars and key not in scalars:
+            raise InputError(f"training.keep_best = {key!r} is no scalar of the log", fix=nearest(key, list(scalars)))
+
     def _commit(self, part: Path, files: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         t = self.training
         on_disk.commit(part, files, facts)
@@ -140,7 +146,8 @@ class Checkpoints:
 
 def _check_continuity(engine: Any, folder: Path, state: Mapping[str, Any], probe: Mapping[str, Tensor]) -> None:
     """Raises CorruptError where the engine is not what was saved, see continuity.py; every rank alike."""
-    wrong = differences(state["digests"], digests(engine))
+    saved, loaded = state["digests"], digests(engine)
+    wrong = differences(saved, loaded) if saved and loaded else []
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise on_disk.refuse(folder, f"not what was saved: {'; '.join(wrong[:3])}{more}")

@@ -112,6 +112,7 @@ def own_buffers(module: nn.Module) -> dict[str, Tensor]:
 def parts(engine: Any) -> list[Part]:
     """This rank's, in the module's order. Raises InputError for an optimiser whose shards this module cannot tell apart."""
     _link_moments(engine.optimizer)
+    _link_masters(engine)
     found = places(engine.module)
     out = []
     for name, p in engine.module.named_parameters():
@@ -164,6 +165,9 @@ def weights_written(engine: Any) -> None:
                 shard.data = values.data
     elif hasattr(optimizer, "update_lp_params"):
         optimizer.update_lp_params()
+    else:
+        for p in engine.module.parameters():
+            p.data.copy_(p._float32.data)
 
 
 def adam_step(engine: Any) -> int:
@@ -192,6 +196,30 @@ def _link_moments(optimizer: Any) -> None:
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
+def _link_masters(engine: Any) -> None:
+    """Without ZeRO: hangs on each parameter its float32 self, and the state of the optimiser that updates it."""
+    optimizer = engine.optimizer
+    if isinstance(optimizer, torch.optim.Optimizer):
+        pairs = [(p, p) for group in optimizer.param_groups for p in group["params"]]
+        state = optimizer.state
+    elif hasattr(optimizer, "fp32_groups"):  # FP16_UnfusedOptimizer, in bf16 too
+        low, high = optimizer.fp16_groups, optimizer.fp32_groups
+        pairs = [pair for group in zip(low, high, strict=True) for pair in zip(*group, strict=True)]
+        state = optimizer.optimizer.state
+    elif not hasattr(optimizer, "_lazy_init_hp_params_optimizer_state") and not hasattr(
+        optimizer, "fp32_partitioned_groups_flat"
+    ):
+        raise InputError(
+            f"{type(optimizer).__name__} keeps its weights where no other layout can take them from",
+            where="checkpoint",
+            fix="use ZeRO stage 1 or higher, or resume with the ranks and the stage of before",
+        )
+    else:
+        return
+    for p, high_p in pairs:
+        p._float32, p._float32_state = high_p, state
+
+
 def _step_like(base: Any, step: int) -> Any:
     is_torch = type(base).__module__.startswith("torch.optim")
     return torch.tensor(float(step)) if is_torch else step
@@ -208,13 +236,6 @@ def _run(p: Any, engine: Any) -> tuple[int, int]:
             return 0, 0
         address = mapping.lp_fragment_address
         return address.start, address.numel
-    if p.dtype != torch.float32:
-        raise InputError(
-            f"{type(engine.optimizer).__name__} keeps its float32 weights where no other layout can take them from",
-            where="checkpoint",
-            fix="use ZeRO stage 1 or higher with half precision, or resume with the ranks and the stage of before",
-        )
-    p._plain_optimizer = engine.optimizer
     return 0, p.numel()
 
 
@@ -228,7 +249,7 @@ def _local(p: Any, key: str) -> Tensor | None:
         if key == WEIGHT:
             return mapping.get_hp_fragment()
         return mapping.get_hp_fragment(key) if key in (mapping.optim_fragment or {}) else None
-    return p if key == WEIGHT else p._plain_optimizer.state.get(p, {}).get(key)
+    return p._float32 if key == WEIGHT else p._float32_state.get(p._float32, {}).get(key)
 
 
 def _is_counted(p: Any, engine: Any) -> bool:

@@ -18,6 +18,7 @@ from mri_ds.training.checkpoint import parts as at
 from mri_ds.training.checkpoint.universal import Universal
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what changes of a loss scaler
 
 
 def layout(engine: Any) -> dict[str, Any]:
@@ -39,21 +40,18 @@ def layout(engine: Any) -> dict[str, Any]:
 
 def describe(engine: Any) -> dict[str, Any]:
     """Plain values that a checkpoint keeps of the engine, see `restore`."""
-    scheduler, scaler = engine.lr_scheduler, getattr(engine.optimizer, "loss_scaler", None)
+    scheduler, scaler = engine.lr_scheduler, _scaler(engine)
     told: dict[str, Any] = {
         "layout": layout(engine),
         "adam_step": at.adam_step(engine),
         "lr_scheduler": scheduler.state_dict() if scheduler is not None else None,
-        "loss_scaler": {k: v for k, v in vars(scaler).items() if isinstance(v, int | float | bool)}
-        if scaler is not None
-        else None,
+        "loss_scaler": {name: getattr(scaler, name) for name in SCALER if hasattr(scaler, name)},
         **{name: int(getattr(engine, name)) for name in COUNTERS},
     }
     if told["layout"]["zero_stage"] == 0:
         names = {p: name for name, p in engine.module.named_parameters()}
-        groups = getattr(engine.optimizer, "param_groups", [])
-        ordered = [names[p] for group in groups for p in group["params"] if p in names]
-        told["parameter_names"] = dict(enumerate(ordered))
+        low = getattr(engine.optimizer, "fp16_groups", None) or [group["params"] for group in engine.optimizer.param_groups]
+        told["parameter_names"] = [names[p] for group in low for p in group]
     return told
 
 
@@ -66,8 +64,8 @@ def check_convertible(told: Mapping[str, Any], now: Mapping[str, Any], where: Pa
     back = f"resume on {told['ranks']} ranks with ZeRO stage {told['zero_stage']}, as it was written"
     if "nvme" in told["offload"] or "nvme" in now["offload"]:
         raise InputError("optimiser states on NVMe cannot change their layout", where=where, fix=back)
-    if told["zero_stage"] == 0 and told["precision"] != "fp32":
-        raise InputError("ZeRO stage 0 in half precision cannot change its layout", where=where, fix=back)
+    if told["optimizer"][0] == "FP16_Optimizer" or now["optimizer"][0] == "FP16_Optimizer":
+        raise InputError("ZeRO stage 0 with a fused optimiser in half precision cannot change its layout", where=where, fix=back)
 
 
 @torch.no_grad()
@@ -94,14 +92,19 @@ def restore(engine: Any, universal: Universal, told: Mapping[str, Any], tensors:
 
 
 def _restore_schedule(engine: Any, told: Mapping[str, Any]) -> None:
-    scheduler, scaler = engine.lr_scheduler, getattr(engine.optimizer, "loss_scaler", None)
+    scheduler, scaler = engine.lr_scheduler, _scaler(engine)
     if scheduler is not None and told["lr_scheduler"] is not None:
         scheduler.load_state_dict(told["lr_scheduler"])
         groups = scheduler.optimizer.param_groups
         for group, lr in zip(groups, scheduler.get_lr(), strict=True):
             group["lr"] = lr
         scheduler._last_lr = [group["lr"] for group in groups]
-    if scaler is not None:
-        for name, value in (told["loss_scaler"] or {}).items():
-            if hasattr(scaler, name):
-                setattr(scaler, name, value)
+    for name, value in told["loss_scaler"].items():
+        if hasattr(scaler, name):
+            setattr(scaler, name, value)
+
+
+def _scaler(engine: Any) -> Any:
+    """Who knows the loss scale: of ZeRO the scaler, of the wrapper without ZeRO its configuration; None in float32."""
+    optimizer = engine.optimizer
+    return getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mri_ds.errors import CorruptError
+from mri_ds.training.checkpoint.folder import read_state
 from mri_ds.training.checkpoint.parts import KEYS, MOMENTS, WEIGHT, Place
 from mri_ds.training.checkpoint.shards import load_trusting_nothing, only_known_classes
 
@@ -71,45 +72,33 @@ class Universal:
 
 
 def _convert_plain(folder: Path, out: Path) -> None:
-    """ZeRO 0: whole dense tensors in one file, each expert's weights in its own, the optimiser's by expert-parallel rank."""
+    """ZeRO 0: dense tensors in one file and in one optimiser's, the experts' by expert-parallel rank."""
     model = load_trusting_nothing(folder / "mp_rank_00_model_states.pt")
-    weights, layers = model["module"], model.get("ds_autoep_layers") or []
+    layers = model.get("ds_autoep_layers") or []
+    paths = [folder / f"expp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(layers[0]["ep_size"])] if layers else []
+    optimizers = [load_trusting_nothing(path)["optimizer"] for path in paths] or [model["optimizer"]]
     experts = {f"{layer['expert_key_prefix']}.{w}": layer for layer in layers for w in ("w1", "w2", "w3")}
-    optimizers = [model["optimizer"]] if not layers else []
-    if layers:
-        size = layers[0]["ep_size"]
-        optimizers = [
-            load_trusting_nothing(folder / f"expp_rank_{r}_mp_rank_00_optim_states.pt")["optimizer"] for r in range(size)
-        ]
-    names = _names_by_index(folder)
-    for index, name in names.items():
-        if name in experts:
-            layer = experts[name]
-            ids = range(layer["num_experts"])
-            found = [_expert(folder, layer["moe_layer_id"], e)[f"{name}.{e}"] for e in ids]
-            states = {WEIGHT: torch.stack(found)}
-            locals_ = states[WEIGHT].chunk(len(optimizers))
-            for key in MOMENTS:
-                states[key] = torch.cat([_moment(o, index, key, like=own) for o, own in zip(optimizers, locals_, strict=True)])
-        else:
-            states = {WEIGHT: weights[name], **{key: _moment(optimizers[0], index, key, like=weights[name]) for key in MOMENTS}}
+    for index, name in enumerate(read_state(folder)["engine"]["parameter_names"]):
+        low = _experts(folder, name, experts[name], len(optimizers)) if name in experts else [model["module"][name]]
+        states = [_states(optimizer, index, weight) for optimizer, weight in zip(optimizers, low, strict=False)]
         for key in KEYS:
             path = out / "zero" / name / f"{key}.pt"
             os.makedirs(path.parent, exist_ok=True)
-            torch.save({"param": states[key].float()}, path)
+            torch.save({"param": torch.cat([state[key] for state in states]) if len(states) > 1 else states[0][key]}, path)
 
 
-def _expert(folder: Path, layer: int, expert: int) -> Any:
-    return load_trusting_nothing(folder / f"layer_{layer}_expert_{expert}_mp_rank_00_model_states.pt")
+def _experts(folder: Path, name: str, layer: Any, num_ranks: int) -> list[Tensor]:
+    """The experts' weights (E/R, ...) of each expert-parallel rank, in the precision that the network computes with."""
+    number, found = layer["moe_layer_id"], []
+    for expert in range(layer["num_experts"]):
+        held = load_trusting_nothing(folder / f"layer_{number}_expert_{expert}_mp_rank_00_model_states.pt")
+        found.append(held[f"{name}.{expert}"])
+    return list(torch.stack(found).chunk(num_ranks))
 
 
-def _moment(optimizer: Any, index: int, key: str, like: Tensor) -> Tensor:
-    state = optimizer["state"].get(index)  # none of a parameter that never had a gradient
-    return torch.zeros_like(like) if state is None else state[key]
-
-
-def _names_by_index(folder: Path) -> dict[int, str]:
-    """Names of the optimiser's parameters by their number in its state dict, which the checkpoint's own state tells."""
-    from mri_ds.training.checkpoint.folder import read_state
-
-    return {int(index): name for index, name in read_state(folder)["engine"]["parameter_names"].items()}
+def _states(optimizer: Any, index: int, weight: Tensor) -> dict[str, Tensor]:
+    """Weight and moments in float32 of parameter number `index` of one optimiser."""
+    masters = [p for group in optimizer.get("fp32_groups", []) for p in group]
+    state = optimizer.get("optimizer_state_dict", optimizer)["state"].get(index)  # None of one that never had a gradient
+    moments = {key: torch.zeros_like(weight).float() if state is None else state[key] for key in MOMENTS}
+    return {WEIGHT: masters[index].detach() if masters else weight.float(), **moments}

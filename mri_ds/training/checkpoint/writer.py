@@ -85,6 +85,20 @@ class Writer:
             self._failure = _agree(store, f"checkpoint/{number}", said, judge)
         except Exception as err:  # the store is gone: rank 0 is, and the run with it
             self._failure = f"rank {distributed.rank()} cannot agree on the checkpoint {part.stem}: {_cause(err)}"
+        if self._failure:
+            _failures.append(self._failure)
+
+
+_failures: list[str] = []  # of this process, which is one rank of one run
+
+
+def tell_cause() -> None:
+    """To be called when training broke: raises RunError where it did so because a checkpoint could not be written.
+
+    Ranks hear of that one after another; the first to leave breaks the others' collectives, and this is why.
+    """
+    if _failures:
+        raise RunError(_failures[0])
 
 
 def snapshot(value: Any) -> Any:

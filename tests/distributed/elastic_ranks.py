@@ -1,4 +1,4 @@
-"""What single ranks of tests do with an engine of their own; functions that rank.py starts by their name."""
+"""What single ranks of tests do with an engine of their own; functions that forked.py starts by their name."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,10 @@ def load_universal(folder: Path, run: Path, out: Path) -> None:
     from mri_ds.training.checkpoint import export
 
     engine = build(run, checkpoint={"load_universal": True})
+    before = [group["weight_decay"] for group in engine.optimizer.param_groups]
     engine.load_checkpoint(str(folder), tag="step10")
+    after = [group["weight_decay"] for group in engine.optimizer.param_groups]
+    (out.parent / "decays.json").write_text(json.dumps({"before": before, "after": after}))
     (out.parent / "exported").mkdir()
     export(engine, out.parent / "exported")
     (out.parent / "exported/model.safetensors").rename(out)
