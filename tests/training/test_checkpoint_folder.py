@@ -50,6 +50,13 @@ def test_the_same_step_again_replaces_the_old_one(make, tmp_path):
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["latest", "step000010"]
 
 
+def test_a_replacement_killed_between_its_renames_is_undone(make, tmp_path):
+    folder = make(10, loss=1.0)
+    os.rename(folder, folder.with_suffix(".old"))
+    on_disk.remove_leftovers(tmp_path)
+    assert steps(tmp_path) == [10] and on_disk.verify(folder) == ""
+
+
 @pytest.mark.parametrize(
     ("policy", "kept"),
     [

@@ -102,10 +102,10 @@ class Checkpoints:
         `check_data` hears what `save` was told of the data, and raises InputError where it is not the same any more.
         Raises CorruptError for a file that is not what was written.
         """
-        found = on_disk.complete(self.run_dir)
-        distributed.barrier()
         if distributed.rank() == 0:
             on_disk.remove_leftovers(self.run_dir)
+        distributed.barrier()
+        found = on_disk.complete(self.run_dir)
         if not found:
             return 0
         folder = found[-1]

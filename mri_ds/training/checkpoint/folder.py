@@ -48,6 +48,9 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def remove_leftovers(run_dir: Path) -> None:
     """What killed writes, conversions and removals left. One process calls it, when nobody writes."""
+    for old in (run_dir / "checkpoints").glob("step*.old"):  # killed between the two renames of `commit`
+        if not old.with_suffix("").exists():
+            os.rename(old, old.with_suffix(""))
     for path in (run_dir / "checkpoints").glob("step*"):
         if path.is_dir() and not (re.fullmatch(r"step\d{6,}", path.name) and (path / MANIFEST).is_file()):
             shutil.rmtree(path, ignore_errors=True)
