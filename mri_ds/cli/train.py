@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from mri_ds.cli import console
+from mri_ds.cli.resume import launch_of
 from mri_ds.config import SCALES, load_config, nearest
 from mri_ds.errors import InputError
 
@@ -25,7 +26,7 @@ def train(
     scale: Annotated[
         str | None, typer.Option("--scale", help=f"One of {', '.join(SCALES)}. Default: the JSON's file name.")
     ] = None,
-    data: Annotated[Path, typer.Option("--data", help="Folder of shards: a path or a URL.")] = Path("shards"),
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of shards: a path or a URL. Default: shards.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML: science (model, data, loss, training, tasks).")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one YAML key; may be repeated.")
@@ -40,6 +41,10 @@ def train(
     restarts: Annotated[
         int, typer.Option("--restarts", min=0, help="After a failure, start again from the last checkpoint, up to so many times.")
     ] = 0,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with this run as it was started, on any number of ranks."),
+    ] = None,
     resolve_only: Annotated[bool, typer.Option("--resolve-only", help="Print what would run, as JSON, and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the final figures as one JSON object on stdout.")] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0,  # DeepSpeed's launcher adds it
@@ -51,6 +56,10 @@ def train(
     On 2 ranks of a CPU, started again if one fails: `mri-ds train --scale small --ranks 2 --restarts 3`
     """
     sets = overrides or []
+    if resume is not None:
+        was, run = launch_of(resume), resume
+        config, scale, ds_config, data = was.config, was.scale, ds_config or was.ds_config, data or was.data
+    data = data or Path("shards")
     scale = scale or _scale_of(ds_config) or load_config(config, overrides=sets).model.scale
     if scale not in SCALES:
         raise InputError(f"unknown scale {scale!r}", where="--scale", fix=nearest(scale, list(SCALES)))

@@ -7,13 +7,16 @@ import os
 import shutil
 import socket
 import sys
+import threading
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mri_ds.errors import InputError, RunError
 from mri_ds.sample import Batch
 from mri_ds.training import heart, launchers, peers
 from mri_ds.training.processes import remove_stale_build_locks
@@ -135,6 +138,73 @@ def gather(values: torch.Tensor) -> torch.Tensor:
     everyone = [torch.empty_like(own) for _ in range(world_size())]
     torch.distributed.all_gather(everyone, own)
     return torch.stack(everyone).cpu()
+
+
+def say(text: str) -> list[str]:
+    """The texts of all ranks, by rank; of a long one its first kilobyte."""
+    told = torch.zeros(1024, dtype=torch.uint8)
+    content = text.encode()[: len(told)]
+    told[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else told[:0]
+    return [bytes(row[row > 0].tolist()).decode(errors="ignore") for row in gather(told)]
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks, on the CPU; integers wrap."""
+    if world_size() == 1:
+        return values
+    moved = values.to(device())
+    torch.distributed.all_reduce(moved)
+    return moved.cpu()
+
+
+def from_first_rank(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rank 0's named CPU tensors on every rank; nothing is pickled."""
+    if world_size() == 1:
+        return tensors
+    from safetensors.torch import load, save
+
+    packed = torch.frombuffer(bytearray(save(tensors)), dtype=torch.uint8).to(device())
+    size = torch.tensor([len(packed)], device=device())
+    torch.distributed.broadcast(size, src=0)
+    if rank() != 0:
+        packed = torch.empty(int(size), dtype=torch.uint8, device=device())
+    torch.distributed.broadcast(packed, src=0)
+    return load(packed.cpu().numpy().tobytes())
+
+
+def by_first_rank(work: Callable[[], None]) -> None:
+    """Rank 0 works while the others wait, however long: a word every second keeps the process group from timing out.
+
+    All ranks raise what rank 0 raises; the others as an InputError or a RunError of the same text.
+    """
+    if world_size() == 1:
+        work()
+        return
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as err:
+            raised.append(err)
+
+    thread = threading.Thread(target=run, daemon=True)
+    if rank() == 0:
+        thread.start()
+    while True:
+        word = ""
+        if rank() == 0:
+            thread.join(timeout=1.0)
+            if not thread.is_alive():
+                word = f"{'input' if isinstance(raised[0], InputError) else 'failed'}:{raised[0]}" if raised else "done"
+        word = say(word)[0]
+        if word:
+            break
+    if raised:
+        raise raised[0]
+    kind, _, text = word.partition(":")
+    if text:
+        raise InputError(text) if kind == "input" else RunError(text)
 
 
 def barrier() -> None:

@@ -6,6 +6,7 @@ Axes: E experts, E/R of them on each of the R ranks of an expert-parallel group,
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,6 +48,16 @@ class _ExpertProduct:
 
     def __call__(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         return grouped_swiglu(rows, counts, self.experts.w1, self.experts.w3, self.experts.w2)
+
+
+@contextmanager
+def uncounted(module: nn.Module) -> Iterator[None]:
+    """What is routed meanwhile, as for a picture, does not count for `balance`."""
+    layers = [layer for _, layer in moe_layers(module)]
+    counts = [layer.tokens_per_expert.clone() for layer in layers]
+    yield
+    for layer, count in zip(layers, counts, strict=True):
+        layer.tokens_per_expert.copy_(count)
 
 
 @torch.no_grad()
