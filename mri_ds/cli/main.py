@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mri_ds import __version__
-from mri_ds.cli import bench, console, data, network, results, train
+from mri_ds.cli import bench, console, data, network, parity, results, train
 from mri_ds.errors import InputError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "lint": data.lint,
     "info": network.info,
     "train": train.train,
+    "parity": parity.parity,
     "evaluate": results.evaluate,
     "predict": results.predict,
 }
