@@ -1,5 +1,6 @@
 """What a run told of itself, and how far another run is from it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,11 +64,11 @@ def _error(gradient: Tensor, plain: Tensor, others: Sequence[Tensor], tolerance:
     noise = max(float((plain - other.double()).norm()) for other in others)
     scale = max(float(plain.norm()), NOISE * noise / tolerance)
     away = float((gradient - plain).norm())
-    return away / scale if scale else (0.0 if away == 0 else float("inf"))
+    return away / scale if scale else (0.0 if away == 0 else math.inf)
 
 
 def _largest(run: list[float], plain: list[float]) -> float:
-    """NaN counts as infinite."""
+    """NaN counts as infinite; where the plain run has 0, only 0 will do."""
     assert len(run) == len(plain), (len(run), len(plain))
-    errors = [abs(a - b) / abs(b) for a, b in zip(run, plain, strict=True)]
-    return max(error if error == error else float("inf") for error in errors)
+    errors = [abs(a - b) / abs(b) if b else (0.0 if a == 0 else math.inf) for a, b in zip(run, plain, strict=True)]
+    return max(math.inf if math.isnan(error) else error for error in errors)
