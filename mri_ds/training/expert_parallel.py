@@ -1,12 +1,11 @@
 """Expert parallelism from outside: what happens to `nn.moe.MixtureOfExperts` once DeepSpeed's AutoEP has spread it over ranks.
 
-AutoEP replaces each block inside `deepspeed.initialize`; this file then puts our expert product into its place, keeps the
-experts evenly loaded, and translates its parameter names back to ours.
+AutoEP replaces each block inside `deepspeed.initialize`; this file then puts our expert product into its place, and translates
+its parameter names back to ours.
 Axes: E experts, E/R of them on each of the R ranks of an expert-parallel group, F expert width, D width.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ def install_expert_product(module: nn.Module) -> int:
     """
     count = 0
     for _, layer in moe_layers(module):
-        gate = _router(layer)
+        gate = router_of(layer)
         gate.e_score_correction_bias.data = gate.e_score_correction_bias.data.float()
         if not isinstance(layer, MixtureOfExperts):
             layer.experts.forward = _ExpertProduct(layer.experts)
@@ -48,41 +47,6 @@ class _ExpertProduct:
 
     def __call__(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         return grouped_swiglu(rows, counts, self.experts.w1, self.experts.w3, self.experts.w2)
-
-
-@contextmanager
-def uncounted(module: nn.Module) -> Iterator[None]:
-    """What is routed meanwhile, as for a picture, does not count for `balance`."""
-    layers = [layer for _, layer in moe_layers(module)]
-    counts = [layer.tokens_per_expert.clone() for layer in layers]
-    yield
-    for layer, count in zip(layers, counts, strict=True):
-        layer.tokens_per_expert.copy_(count)
-
-
-@torch.no_grad()
-def balance(module: nn.Module, *, rate: float) -> dict[str, float]:
-    """One balancing step on the rows routed since the last; returns each layer's load, max over mean (1 is even).
-
-    Experts with fewer rows than the mean get a higher selection bias, the others a lower one (after DeepSeek-V3, section
-    2.1.2; there the scores are sigmoids and the step is a constant). Softmax scores are 1/E on average, so the step is `rate`
-    of that, in proportion to the imbalance: constant steps send all tokens to whichever experts have just been raised.
-    Counts are summed over ranks first, so that all ranks make the same update. Recomputation counts every row a second time,
-    which changes neither the sign nor the ratio.
-    """
-    layers = list(moe_layers(module))
-    if not layers:
-        return {}
-    counts = torch.stack([layer.tokens_per_expert.float() for _, layer in layers])  # (layers, E)
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(counts)
-    mean = counts.mean(dim=1, keepdim=True).clamp_min(1e-9)
-    steps = rate / counts.shape[1] * (1 - counts / mean).clamp_min(-1)
-    for (_, layer), step in zip(layers, steps, strict=True):
-        _router(layer).e_score_correction_bias += step
-        layer.tokens_per_expert.zero_()
-    loads = (counts.max(dim=1).values / mean[:, 0]).tolist()
-    return {f"layer{i}": load for i, load in enumerate(loads)}
 
 
 def own_state(module: nn.Module, full: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -111,5 +75,6 @@ def _all_experts(local: torch.Tensor, layer: Any) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _router(layer: Any) -> Any:
+def router_of(layer: Any) -> Any:
+    """What chooses experts: returns (weights (T, K), experts (T, K), ...), holds `e_score_correction_bias` (E,)."""
     return layer.gate if isinstance(layer, MixtureOfExperts) else layer.router

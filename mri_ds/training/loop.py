@@ -28,7 +28,7 @@ from mri_ds.training import distributed, ds_config, heart, launchers, signals
 from mri_ds.training.checkpoint import Checkpoints, export, tell_cause
 from mri_ds.training.course import Course
 from mri_ds.training.engine import build_engine, build_objective
-from mri_ds.training.expert_parallel import balance
+from mri_ds.training.expert_load import ExpertLoad
 from mri_ds.training.probe import draw_probe
 from mri_ds.training.progress import Progress
 from mri_ds.training.tracker import Tracker
@@ -114,6 +114,7 @@ def _train(
     _keep_launch(run_dir, launch)
     torch.manual_seed(training.seed)  # every rank draws the same weights; DeepSpeed then shards them
     engine = build_engine(build_objective(config), resolved)
+    load = ExpertLoad(engine.module, list(config.tasks))
     dataset = ShardDataset(data, "train")
     order = make_order(dataset, config.data, seed=training.seed, global_batch=training.global_batch)
     course = Course(config, dataset, order, micro_batch=resolved["train_micro_batch_size_per_gpu"])
@@ -136,12 +137,14 @@ def _train(
         torch.manual_seed(np.random.SeedSequence([training.seed, step, rank]).generate_state(1)[0].item())
         losses, probe = train_step(engine, course.batches(step - 1), window, course.hear)
         course.end_step(step)
-        loads = balance(engine.module, rate=training.balance_rate)
+        load.balance(rate=training.balance_rate)
         if step % training.log_every == 0 or step == training.steps:
-            scalars = window.scalars(engine, config, loads, losses) | course.scalars(step)
+            scalars = window.scalars(engine, config, load.scalars(), losses) | course.scalars(step)
             _check_finite(scalars["loss"], step)
             tracker.scalars(step, scalars)
             progress.update(step, scalars)
+            for line in load.warnings(rate=training.balance_rate):
+                progress.say(line)
         if step % training.image_every == 0 or step == training.steps:
             picture = draw_probe(engine.module.net, probe)
             if picture is not None:

@@ -10,7 +10,6 @@ import torch
 
 from mri_ds.sample import Batch
 from mri_ds.training.distributed import to_device
-from mri_ds.training.expert_parallel import uncounted
 
 
 @torch.no_grad()
@@ -19,8 +18,7 @@ def draw_probe(net: Any, batch: Batch) -> np.ndarray | None:
     batch = to_device(batch)
     dtype = next(net.parameters()).dtype
     net.eval()
-    with uncounted(net):
-        out = net(batch["image"].to(dtype), batch["spacing_mm"])
+    out = net(batch["image"].to(dtype), batch["spacing_mm"])
     net.train()
     tasks = [t for t, x in out.items() if x.ndim == 5]
     if not tasks:

@@ -6,9 +6,7 @@ import launches
 import pytest
 from safetensors.torch import load_file
 
-from mri_ds.config import TrainingConfig
-
-LR, STEPS = TrainingConfig().lr, 10
+STEPS = 10
 SETS = [
     f"training.steps={STEPS}",
     "training.log_every=1",
@@ -24,6 +22,12 @@ def one_rank(shards, tmp_path_factory):
     return train(1, shards, tmp_path_factory.mktemp("one"), zero=0, ep=1, level="none")
 
 
+@pytest.fixture(scope="module")
+def one_rank_one_by_one(shards, tmp_path_factory):
+    """The same, subject by subject: what differs from `one_rank` is rounding, and nothing is distributed."""
+    return train(1, shards, tmp_path_factory.mktemp("single"), zero=0, ep=1, level="none", micro=1)
+
+
 def train(ranks, shards, folder, *, zero, ep, level="block", sets=(), micro="auto"):
     raw = json.loads((launches.ROOT / "ds_configs/tiny.json").read_text())
     raw["zero_optimization"]["stage"] = zero
@@ -37,22 +41,25 @@ def train(ranks, shards, folder, *, zero, ep, level="block", sets=(), micro="aut
     return run
 
 
-@pytest.mark.timeout(240)
-def test_two_ranks_with_zero_3_and_expert_parallelism_equal_one(one_rank, shards, tmp_path):
+@pytest.mark.timeout(360)
+def test_two_ranks_with_zero_3_and_expert_parallelism_equal_one(one_rank, one_rank_one_by_one, shards, tmp_path):
+    """Losses and gradient norms to 1e-5. Weights part no further than those of one rank part from its own, taking subjects one by one.
+
+    Adam divides a gradient by its own size, so that rounding in one that is nearly 0 becomes a step of whole size: after ten
+    steps of plain PyTorch in float32 and in float64, tensors differ by up to thousandths. `mri-ds parity` compares gradients,
+    and weights after SGD, where rounding stays as small as it is.
+    """
     two = train(2, shards, tmp_path, zero=3, ep=2)
     expected, got = launches.losses(one_rank), launches.losses(two)
-    assert list(got) == list(range(1, 11))
+    assert list(got) == list(range(1, STEPS + 1))
     assert list(got.values()) == pytest.approx(list(expected.values()), rel=1e-5)
-    a, b = (load_file(run / "model.safetensors") for run in (one_rank, two))
-    assert a.keys() == b.keys()
-    for name in a:
-        if name.endswith("e_score_correction_bias"):  # follows counts, and one token at a tie moves a count by a whole
-            assert (b[name] - a[name]).abs().max() < 0.01, name
-            continue
-        # Adam turns rounding in gradients near zero into whole steps, so single weights may part. A tensor may by a thousandth of
-        # its size, or of the way that Adam can go: a learning rate per weight and step
-        reach = LR * STEPS * a[name].numel() ** 0.5
-        assert (b[name] - a[name]).norm() <= 1e-3 * max(a[name].norm(), reach), name
+    norms = [launches.logged(run, "gradient_norm") for run in (one_rank, two)]
+    assert list(norms[1].values()) == pytest.approx(list(norms[0].values()), rel=1e-5)
+    one, single, other = (load_file(run / "model.safetensors") for run in (one_rank, one_rank_one_by_one, two))
+    assert one.keys() == single.keys() == other.keys()
+    for name, weights in one.items():
+        rounding = (single[name] - weights).norm()
+        assert (other[name] - weights).norm() <= max(1e-5 * weights.norm(), 3 * rounding), name
 
 
 @pytest.mark.timeout(240)
@@ -76,6 +83,7 @@ def test_tensorboard_tells_what_the_run_did(one_rank):
     events = EventAccumulator(str(one_rank)).Reload()
     scalars = set(events.Tags()["scalars"])
     wanted = {"loss", "learning_rate", "gradient_norm", "throughput/voxels_per_s", "expert_load/layer0", "expert_load/layer1"}
+    wanted |= {f"expert_load/layer{layer}/{task}" for layer in (0, 1) for task in ("ball", "size", "radius")}
     wanted |= {f"{kind}/{task}" for kind in ("loss", "task_weight") for task in ("ball", "size", "radius")}
     assert wanted <= scalars
     assert len(events.Scalars("loss")) == 10

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mri_ds.sample import Batch
 from mri_ds.training import distributed
-from mri_ds.training.expert_parallel import uncounted
 
 TOLERANCE = 1e-4  # relative, in float32 on a CPU
 COARSE = 2e-2  # half precision, or a GPU, whose convolutions round to TF32
@@ -46,7 +45,7 @@ def measure(engine: Any, probe: Mapping[str, Tensor]) -> dict[str, Any]:
     batch["image"].requires_grad_()
     was_training = module.training
     module.eval()
-    with torch.enable_grad(), uncounted(module):
+    with torch.enable_grad():
         loss = module(batch)["loss"]
         (gradient,) = torch.autograd.grad(loss, [batch["image"]])
     module.train(was_training)
