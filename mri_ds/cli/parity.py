@@ -27,9 +27,9 @@ def parity(
     for one in dtype:
         if one not in DTYPES:
             raise InputError(f"unknown dtype {one!r}", where="--dtype", fix=nearest(one, DTYPES))
-    for one in ranks:
-        if one & (one - 1) or one > 8:
-            raise InputError(f"{one} ranks cannot share the 8 subjects of a batch", where="--ranks", fix="use 1, 2, 4 or 8")
+    for count in ranks:
+        if count & (count - 1) or count > 8:
+            raise InputError(f"{count} ranks cannot share the 8 subjects of a batch", where="--ranks", fix="use 1, 2, 4 or 8")
     with console.stdout_for_result(), console.progress("parity", "cases") as report:
         from mri_ds.training.distributed import prepare_environment
         from mri_ds.training.parity.launch import parity as run_parity

@@ -54,7 +54,7 @@ def start(timeout_s: float) -> None:
     import deepspeed
 
     if not torch.distributed.is_initialized():
-        # told that all ranks share a node, DeepSpeed leaves 69 MB of each in /dev/shm for ever, for a collective of inference only
+        # told that all ranks share a node, DeepSpeed leaves 69 MB of each in /dev/shm, for a collective of inference only
         local_size = os.environ.pop("LOCAL_SIZE", None)
         deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
         if local_size is not None:

@@ -43,7 +43,7 @@ def train(ranks, shards, folder, *, zero, ep, level="block", sets=(), micro="aut
 
 @pytest.mark.timeout(360)
 def test_two_ranks_with_zero_3_and_expert_parallelism_equal_one(one_rank, one_rank_one_by_one, shards, tmp_path):
-    """Losses and gradient norms to 1e-5. Weights part no further than those of one rank part from its own, taking subjects one by one.
+    """Losses and gradient norms to 1e-5. Weights part no further than those of one rank part when it takes subjects singly.
 
     Adam divides a gradient by its own size, so that rounding in one that is nearly 0 becomes a step of whole size: after ten
     steps of plain PyTorch in float32 and in float64, tensors differ by up to thousandths. `mri-ds parity` compares gradients,

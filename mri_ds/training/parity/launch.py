@@ -1,5 +1,6 @@
 """`mri-ds parity`: plain runs here, then for each number of ranks one set of processes that runs all its cases."""
 
+import functools
 import json
 import os
 import socket
@@ -41,11 +42,13 @@ def parity(
     with tempfile.TemporaryDirectory(prefix="mri-ds-parity-") as folder:
         write_plain_runs(Path(folder), dtypes)
         for n, some in todo.items():
-            before = len(rows)
-            rows += run_ranks(
-                Path(folder) / f"ranks{n}", some, plain=Path(folder), progress=lambda k, n=before: progress(n + k, total)
-            )
+            told = functools.partial(_tell_after, progress, len(rows), total)
+            rows += run_ranks(Path(folder) / f"ranks{n}", some, plain=Path(folder), progress=told)
     return {"passed": all(row["passed"] for row in rows), "rows": rows}
+
+
+def _tell_after(progress: Progress, before: int, total: int, done: int) -> None:
+    progress(before + done, total)
 
 
 def write_plain_runs(folder: Path, dtypes: Sequence[str]) -> None:

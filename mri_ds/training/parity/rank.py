@@ -25,6 +25,7 @@ from mri_ds.training.parity.case import PLAIN_KINDS, Case
 from mri_ds.training.parity.trace import Trace, check_names, compare
 
 Build = Callable[..., Any]
+TIMEOUT_S = 600.0
 
 
 def run_cases(folder: Path, *, build: Build = build_engine) -> None:
@@ -93,7 +94,7 @@ def gradients(engine: Any) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    distributed.start()
+    distributed.start(TIMEOUT_S)
     try:
         run_cases(Path(sys.argv[1]))
     finally:
