@@ -31,6 +31,13 @@ def train(
     run: Annotated[
         Path | None, typer.Option("--run", help="Run folder; resumed if it has checkpoints. Default: runs/SCALE.")
     ] = None,
+    skip_corrupt: Annotated[
+        bool,
+        typer.Option(
+            "--skip-corrupt",
+            help="Go on where a subject's bytes are damaged or gone: masked, counted and named. Up to a tenth of a split.",
+        ),
+    ] = False,
     resolve_only: Annotated[bool, typer.Option("--resolve-only", help="Print what would run, as JSON, and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the final figures as one JSON object on stdout.")] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0,  # DeepSpeed's launcher adds it
@@ -41,7 +48,7 @@ def train(
 
     On 2 local ranks: `deepspeed --num_accelerators 2 launch/train.py --ds_config ds_configs/small.json`
     """
-    sets = overrides or []
+    sets = [*(overrides or []), *(["data.skip_unreadable=true"] if skip_corrupt else [])]
     scale = scale or _scale_of(ds_config) or load_config(config, overrides=sets).model.scale
     if scale not in SCALES:
         raise InputError(f"unknown scale {scale!r}", where="--scale", fix=nearest(scale, list(SCALES)))

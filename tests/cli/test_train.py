@@ -70,6 +70,13 @@ def test_every_ds_config_resolves_for_four_ranks(scale: str, monkeypatch: pytest
     assert '"auto"' not in json.dumps(ds)
 
 
+def test_skip_corrupt_is_the_override() -> None:
+    for options, wanted in (([], False), (["--skip-corrupt"], True), (["--skip-corrupt", "--set", "training.steps=3"], True)):
+        result = call("train", "--scale", "tiny", *options, "--resolve-only")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["run"]["data"]["skip_unreadable"] is wanted
+
+
 def test_unknown_scale() -> None:
     assert "unknown scale 'smal'" in refusal("train", "--scale", "smal")
 
