@@ -18,7 +18,7 @@ from mri_ds.training.checkpoint.continuity import choose, departure, measure
 from mri_ds.training.checkpoint.digest import differences, digests
 from mri_ds.training.checkpoint.parts import places
 from mri_ds.training.checkpoint.restore import buffers, check_convertible, describe, layout, restore
-from mri_ds.training.checkpoint.shards import Shards
+from mri_ds.training.checkpoint.shards import Shards, only_known_classes
 from mri_ds.training.checkpoint.universal import Universal, convert
 from mri_ds.training.checkpoint.writer import Writer
 
@@ -105,7 +105,8 @@ class Checkpoints:
     def _load(self, folder: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         told, now = state["engine"]["layout"], layout(self.engine)
         if told == now:
-            self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+            with only_known_classes():
+                self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
             return
         check_convertible(told, now, folder)
         universal = folder.with_suffix(".universal")
