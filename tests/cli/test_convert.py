@@ -41,7 +41,7 @@ def test_a_damaged_file_is_named(run):
 def test_nothing_is_resumed_that_was_not_started(tmp_path):
     assert "is no run to resume" in refusal("train", "--resume", tmp_path)
     (tmp_path / "launch.json").write_text("[]")
-    with pytest.raises(InputError, match="no sound launch"):
+    with pytest.raises(InputError, match=r"no sound launch\.json"):
         launch_of(tmp_path)
 
 

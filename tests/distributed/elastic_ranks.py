@@ -45,3 +45,33 @@ def resume_each(runs: dict[str, Path]) -> None:
             Checkpoints(engine, run, load_config(run / "config.yaml").training).resume(lambda data: None)
         except CorruptError as err:
             print(f"{name}\t{err}", flush=True)
+
+
+def write_together(run: Path) -> None:
+    """Two checkpoints of three ranks: all can write the first; rank 1 cannot write its file of the second."""
+    import torch
+
+    from mri_ds.errors import RunError
+    from mri_ds.training import distributed
+    from mri_ds.training.checkpoint import folder as on_disk
+    from mri_ds.training.checkpoint.writer import Writer
+
+    torch.distributed.init_process_group("gloo")
+    writer, rank = Writer(), distributed.rank()
+    for step, name in ((1, f"rank{rank}.pt"), (2, f"rank{rank}.pt" if rank != 1 else "no_such_folder/rank1.pt")):
+        part = on_disk.folder_of(run, step).with_suffix(".part")
+        part.mkdir(parents=True, exist_ok=True)
+        distributed.barrier()
+
+        def commit(files, part=part, step=step):
+            on_disk.commit(part, files, {"step": step})
+
+        writer.submit(part, {name: torch.full((1000,), float(rank))}, commit)
+        try:
+            writer.wait()
+            print(f"rank {rank}\tstep {step} is complete", flush=True)
+        except RunError as err:
+            print(f"rank {rank}\t{err}", flush=True)
+    if rank == 0:
+        return  # and takes the store along: nobody may need it any more
+    torch.distributed.destroy_process_group()

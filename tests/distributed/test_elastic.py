@@ -201,3 +201,18 @@ def test_a_damaged_file_is_refused_by_its_name(runs, tmp_path):
     line = log.read_text().strip().splitlines()[-1]
     assert line.startswith("error: ") and "zero_pp_rank_1_mp_rank_00_optim_states.pt is not what was written" in line
     assert "step000030 is taken then" in line
+
+
+@pytest.mark.timeout(300)
+def test_ranks_agree_on_what_could_be_written(tmp_path):
+    """One rank that cannot write takes the checkpoint back for all, who say the same; the one before stays."""
+    log = tmp_path / "log"
+    assert forked.start(3, log, elastic_ranks.write_together, tmp_path / "run") == [0, 0, 0], log.read_text()
+    said = [line.split("\t")[1] for line in sorted(log.read_text().splitlines()) if "\t" in line]
+    refusal = "rank 1 cannot write the checkpoint step000002: No such file or directory: "
+    assert said.count("step 1 is complete") == 3
+    refusals = [text for text in said if text.startswith(refusal)]
+    assert len(refusals) == 3 and len(set(refusals)) == 1
+    assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["latest", "step000001"]
+    manifest = json.loads((tmp_path / "run/checkpoints/step000001/manifest.json").read_text())
+    assert sorted(manifest["files"]) == ["rank0.pt", "rank1.pt", "rank2.pt"]

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import mri_ds.training.checkpoint.folder as on_disk
 from mri_ds.errors import InputError
-from mri_ds.training.checkpoint import folder as on_disk
 from mri_ds.training.checkpoint.digest import differences, digest_of_whole
 from mri_ds.training.checkpoint.parts import KEYS, WEIGHT
 from mri_ds.training.checkpoint.universal import Universal, convert

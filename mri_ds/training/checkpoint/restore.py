@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import mri_ds.training.checkpoint.parts as at
 from mri_ds.errors import InputError
-from mri_ds.training.checkpoint import parts as at
 from mri_ds.training.checkpoint.universal import Universal
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")

@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mri_ds.errors import CorruptError
+from mri_ds.errors import CorruptError, RunError
 from mri_ds.training.checkpoint.folder import read_state
 from mri_ds.training.checkpoint.parts import KEYS, MOMENTS, WEIGHT, Place
 from mri_ds.training.checkpoint.shards import load_trusting_nothing, only_known_classes
 
+ROOM = 2.5  # times the checkpoint: the converter's fragments, the whole tensors, a rank's optimiser once more
+
 
 def convert(folder: Path, out: Path, *, zero_stage: int) -> None:
-    """Writes the universal form of a sharded checkpoint into `out`. One process calls it."""
+    """Writes the universal form of a sharded checkpoint into `out`. One process calls it.
+
+    Raises RunError where the disk is too small for it.
+    """
+    size, free = sum(p.stat().st_size for p in folder.iterdir()), shutil.disk_usage(out.parent).free
+    if free < ROOM * size:
+        need = f"needs {ROOM * size / 1e9:.1f} GB of disk for a while, and {free / 1e9:.1f} GB are free"
+        raise RunError(f"{folder}: changing its layout {need}")
     (out / "zero").mkdir(parents=True)
     if zero_stage == 0:
         _convert_plain(folder, out)
