@@ -13,6 +13,7 @@ from mri_ds.training import launchers
 
 BIN = Path(sys.executable).parent
 SETS = ["training.steps=6", "training.log_every=1", "training.global_batch=4", "model.drop_path=0", "training.lr=0.0005"]
+SETS += ["data.num_workers=0"]
 SRUN = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu[07-09,12]"}
 PORT = launches.free_port()
 STARTS = {
@@ -106,9 +107,16 @@ def test_places():
 
 
 def test_srun_meets_at_the_first_node_of_the_step():
-    environ = {**SRUN, "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "1"}
+    environ = {
+        **SRUN,
+        "SLURM_JOB_ID": "123456",
+        "SLURM_STEP_ID": "1",
+        "SLURM_STEP_TASKS_PER_NODE": "1,2(x3)",
+        "SLURM_NODEID": "3",
+    }
     launchers.adopt(environ)
     wanted = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu07", "MASTER_PORT": "23457"}
+    wanted |= {"LOCAL_WORLD_SIZE": "2"}
     assert {name: environ[name] for name in wanted} == wanted
     again = {**SRUN, "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "1", "SLURM_RESTART_COUNT": "1", "CUDA_VISIBLE_DEVICES": "3"}
     launchers.adopt(again)

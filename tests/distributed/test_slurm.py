@@ -16,6 +16,7 @@ from cluster import nodes, start_slurm, why_not
 
 NODES, STEPS = 4, 150
 SETS = [f"training.steps={STEPS}", "training.log_every=1", "training.global_batch=4", "training.checkpoint_every=40"]
+SETS += ["data.num_workers=0"]
 SUBMIT = "launch/slurm/submit.sh"
 REASON = why_not("munged", "slurmctld", "slurmd", "srun", "sbatch")
 needs_slurm = pytest.mark.skipif(bool(REASON), reason=REASON)
