@@ -48,6 +48,7 @@ def test_a_job_that_exceeds_its_time_limit_requeues_itself_and_ends_the_same(clu
     # Slurm sends the signal 5 to 35 s before the limit, which it knows in minutes: one that start-up fits into
     minutes = math.ceil((1.3 * first_step_s + 35) / 60)
     limit = ["--time", str(minutes), "--signal", "USR1@5", "--partition", "cpu"]
+    limit += ["--container-prefix", "unshare --mount --ipc"]  # namespaces of its own, as container runtimes make them
     submit = ["bash", SUBMIT, "--nodes", str(NODES), *limit, "--", *options(shards, broken)]
     told = cluster.ask("head", *submit, timeout_s=300, **environ(cluster))
     job = re.match(r"job (\d+): 4 ranks on 4 nodes", told)[1]
