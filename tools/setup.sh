@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets everything up, once: system packages, .venv, PyTorch, this package, DeepSpeed's CPU operator.
+# Sets everything up, once: system packages, .venv, PyTorch, this package.
 #
 #   bash tools/setup.sh          what training and the demo need
 #   bash tools/setup.sh --dev    and what the tests need, Debian packages of ssh, Slurm and a browser included
@@ -66,7 +66,7 @@ find_python() {
     return 1
 }
 
-# Debian splits Python into parts, and a bare machine has no compiler; DeepSpeed compiles its CPU operator with it.
+# Debian splits Python into parts, and a bare machine has no compiler; DeepSpeed compiles what offload to NVMe needs at first use.
 install_system_packages() {
     local missing=()
     [ -n "$python" ] || missing+=(python3)
@@ -137,14 +137,6 @@ install_packages() {
     phase "mri_ds$extras and what it needs" "${pip[@]}" -e "$root$extras"
 }
 
-# Compiled once here (about 45 s), not by the first training step. A build that was killed leaves a lock that would make every
-# later one wait for ever; nobody else builds now, since this script holds its own lock.
-build_cpu_operator() {
-    find "$TORCH_EXTENSIONS_DIR" -name lock -delete 2>/dev/null || true
-    phase "DeepSpeed's CPU communication operator" env DS_ACCELERATOR=cpu PATH="$venv/bin:$PATH" "$venv/bin/python" -c \
-        'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load()'
-}
-
 stamp() { printf '%s %s ' "$root" "$1"; cat "$root/setup.py" "$root/tools/setup.sh" "$venv/pyvenv.cfg" | sha256sum; }
 
 is_done() { [ -f "$venv/stamp$1" ] && [ "$(cat "$venv/stamp$1")" = "$(stamp "$1" 2>/dev/null)" ]; }
@@ -156,7 +148,6 @@ set_up() {
     make_venv
     rm -f "$venv"/stamp*
     install_packages
-    build_cpu_operator
     stamp "" >"$venv/stamp"
     [ -z "$extras" ] || stamp "$extras" >"$venv/stamp$extras"
 }

@@ -9,8 +9,7 @@
 #   --container-image IMAGE      for pyxis; with --container-mounts SRC:DST,...
 #   --container-prefix COMMAND   for any other runtime: "apptainer exec --nv image.sif", "ch-run image --"
 #   --dry-run                    check, show the command and submit nothing
-# After it: the options of `mri-ds train`. --run is needed; the log goes there. Stop it with `scancel JOB`; what stands goes on with
-# the same command.
+# After it: the options of `mri-ds train`, with paths as seen from the checkout. --run is needed; the log goes there.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)

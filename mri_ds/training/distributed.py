@@ -54,11 +54,10 @@ def start(timeout_s: float) -> None:
     import deepspeed
 
     if not torch.distributed.is_initialized():
-        # told that all ranks share a node, DeepSpeed leaves 69 MB of each in /dev/shm, for a collective of inference only
-        local_size = os.environ.pop("LOCAL_SIZE", None)
+        # An operator that only inference uses. Building it takes a minute at the first start, ranks fail or hang where builds
+        # cross (the same folder on several nodes), and it leaves 69 MB of every rank in /dev/shm.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
-        if local_size is not None:
-            os.environ["LOCAL_SIZE"] = local_size
     if world_size() > 1 and not heart.is_supervised():
         heart.know_peers(peers.meet(rank(), world_size()))
 

@@ -1,7 +1,8 @@
 """Who started this process: the variables of each launcher become the five that torch.distributed reads.
 
 In: the environment that deepspeed, torchrun, srun or mpirun gives a process.
-Out: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT in it; a process that no launcher started is left as it is.
+Out: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT in it, and LOCAL_WORLD_SIZE where it is told; a process that no
+launcher started is left as it is.
 Sources: srun(1) "OUTPUT ENVIRONMENT VARIABLES"; mpirun(1) of Open MPI; MPICH's Hydra, "Environment Settings".
 """
 
@@ -32,6 +33,7 @@ MPI_VARIABLES = {
     "MVAPICH": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
     "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # and Intel MPI: both are started by Hydra
 }
+LOCAL_SIZES = {"Open MPI": "OMPI_COMM_WORLD_LOCAL_SIZE", "MVAPICH": "MV2_COMM_WORLD_LOCAL_SIZE", "MPICH": "MPI_LOCALNRANKS"}
 SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")  # a batch script has no STEP_NUM_TASKS: it is no rank
 
 
@@ -69,6 +71,8 @@ def adopt(environ: Environ = os.environ) -> None:
     # a task that is bound to one GPU sees no other: its index there is 0
     is_bound = re.fullmatch(r"[^,]+", environ.get("CUDA_VISIBLE_DEVICES", "")) is not None
     environ["LOCAL_RANK"] = "0" if is_bound else str(place.local)
+    if here := _tasks_here(environ) if place.launcher == "srun" else environ.get(LOCAL_SIZES[place.launcher]):
+        environ["LOCAL_WORLD_SIZE"] = here
 
 
 def check(environ: Environ = os.environ) -> None:
@@ -127,6 +131,14 @@ def _meet_by_slurm(environ: Environ) -> None:
     environ.setdefault("MASTER_ADDR", first_host(environ["SLURM_STEP_NODELIST"]))
     # below the ports that Linux hands out by itself; another one after a restart, since the old one may still be held
     environ.setdefault("MASTER_PORT", str(20000 + (job + step + restarts) % 10000))
+
+
+def _tasks_here(environ: Environ) -> str:
+    """How many of the step's tasks are on this node: of `2(x3),1`, the fourth for node 3. "" where Slurm does not tell."""
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    counts = [count for count, times in parts for _ in range(int(times or 1))]
+    node = int(environ.get("SLURM_NODEID", "0"))
+    return counts[node] if node < len(counts) else ""
 
 
 def _meet_by_mpi(place: Place, environ: Environ) -> Place:

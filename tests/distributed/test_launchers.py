@@ -13,9 +13,21 @@ from mri_ds.training import launchers
 
 BIN = Path(sys.executable).parent
 SETS = ["training.steps=6", "training.log_every=1", "training.global_batch=4", "model.drop_path=0", "training.lr=0.0005"]
+SETS += ["data.num_workers=0"]
 SRUN = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu[07-09,12]"}
+PORT = launches.free_port()
 STARTS = {
-    "torchrun": [BIN / "torchrun", "--standalone", "--nproc-per-node", "4"],
+    # told the number of ranks of this node, DeepSpeed would leave a file of each in /dev/shm
+    "torchrun": [
+        "env",
+        "LOCAL_SIZE=4",
+        BIN / "torchrun",
+        "--master-port",
+        PORT,
+        "--nproc-per-node",
+        "4",
+        "--",
+    ],  # it has a --run-path
     "mpirun": [BIN / "mpirun", "-n", "4", sys.executable],
 }
 
@@ -42,6 +54,7 @@ def test_four_ranks_equal_one(one_rank, shards, tmp_path, launcher):
     assert list(got) == list(range(1, 7))
     assert list(got.values()) == pytest.approx(list(one_rank.values()), rel=1e-5)
     assert len(list(run.glob("**/events.out.tfevents.*"))) == 1
+    assert not list(Path("/dev/shm").glob(f"deepspeed_*_{PORT}_*"))
 
 
 @pytest.mark.timeout(300)
@@ -94,9 +107,16 @@ def test_places():
 
 
 def test_srun_meets_at_the_first_node_of_the_step():
-    environ = {**SRUN, "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "1"}
+    environ = {
+        **SRUN,
+        "SLURM_JOB_ID": "123456",
+        "SLURM_STEP_ID": "1",
+        "SLURM_STEP_TASKS_PER_NODE": "1,2(x3)",
+        "SLURM_NODEID": "3",
+    }
     launchers.adopt(environ)
     wanted = {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu07", "MASTER_PORT": "23457"}
+    wanted |= {"LOCAL_WORLD_SIZE": "2"}
     assert {name: environ[name] for name in wanted} == wanted
     again = {**SRUN, "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "1", "SLURM_RESTART_COUNT": "1", "CUDA_VISIBLE_DEVICES": "3"}
     launchers.adopt(again)

@@ -10,6 +10,7 @@ from cluster import nodes, why_not
 
 NODES = 4
 SETS = ["training.steps=6", "training.log_every=1", "training.global_batch=4", "model.drop_path=0", "training.lr=0.0005"]
+SETS += ["data.num_workers=0"]
 # xl's JSON as it is, its network made small
 SMALL_XL = ["model.num_layers=1", "model.embed_dim=24", "model.num_heads=2", "model.expert_hidden=16", "model.stem_channels=4"]
 DEEPSPEED = Path(sys.executable).parent / "deepspeed"
