@@ -70,8 +70,11 @@ def test_bad_options_are_refused():
 
 def test_the_plain_process_has_no_deepspeed():
     """All that it needs is imported, and a network built, without it."""
-    code = (
-        "import sys; from mri_ds.training.parity import case, launch, reference; "
-        "from mri_ds.training.engine import build_objective; build_objective(case.run_config('sgd')); sys.exit('deepspeed' in sys.modules)"
-    )
+    code = """
+import sys
+from mri_ds.training.engine import build_objective
+from mri_ds.training.parity import case, launch, reference
+build_objective(case.run_config("sgd"))
+sys.exit("deepspeed" in sys.modules)
+"""
     assert subprocess.run([sys.executable, "-c", code], env=launches.environment(), timeout=120).returncode == 0
