@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 from mri_ds.training import distributed, engine
-from mri_ds.training.parity.rank import run_cases
+from mri_ds.training.parity.rank import TIMEOUT_S, run_cases
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     faults = iter(json.loads((folder.parent / "faults.json").read_text()))
-    distributed.start()
+    distributed.start(TIMEOUT_S)
     try:
         run_cases(folder, build=lambda objective, resolved: FAULTS[next(faults)](objective, resolved))
     finally:

@@ -22,12 +22,6 @@ def one_rank(shards, tmp_path_factory):
     return train(1, shards, tmp_path_factory.mktemp("one"), zero=0, ep=1, level="none")
 
 
-@pytest.fixture(scope="module")
-def one_rank_one_by_one(shards, tmp_path_factory):
-    """The same, subject by subject: what differs from `one_rank` is rounding, and nothing is distributed."""
-    return train(1, shards, tmp_path_factory.mktemp("single"), zero=0, ep=1, level="none", micro=1)
-
-
 def train(ranks, shards, folder, *, zero, ep, level="block", sets=(), micro="auto"):
     raw = json.loads((launches.ROOT / "ds_configs/tiny.json").read_text())
     raw["zero_optimization"]["stage"] = zero
@@ -41,25 +35,23 @@ def train(ranks, shards, folder, *, zero, ep, level="block", sets=(), micro="aut
     return run
 
 
-@pytest.mark.timeout(360)
-def test_two_ranks_with_zero_3_and_expert_parallelism_equal_one(one_rank, one_rank_one_by_one, shards, tmp_path):
-    """Losses and gradient norms to 1e-5. Weights part no further than those of one rank part when it takes subjects singly.
-
-    Adam divides a gradient by its own size, so that rounding in one that is nearly 0 becomes a step of whole size: after ten
-    steps of plain PyTorch in float32 and in float64, tensors differ by up to thousandths. `mri-ds parity` compares gradients,
-    and weights after SGD, where rounding stays as small as it is.
-    """
+@pytest.mark.timeout(240)
+def test_two_ranks_with_zero_3_and_expert_parallelism_equal_one(one_rank, shards, tmp_path):
+    """Losses, gradient norms and every tensor of the weights, in ten steps of AdamW with balancing and a picture in between."""
     two = train(2, shards, tmp_path, zero=3, ep=2)
-    expected, got = launches.losses(one_rank), launches.losses(two)
-    assert list(got) == list(range(1, STEPS + 1))
-    assert list(got.values()) == pytest.approx(list(expected.values()), rel=1e-5)
-    norms = [launches.logged(run, "gradient_norm") for run in (one_rank, two)]
-    assert list(norms[1].values()) == pytest.approx(list(norms[0].values()), rel=1e-5)
-    one, single, other = (load_file(run / "model.safetensors") for run in (one_rank, one_rank_one_by_one, two))
-    assert one.keys() == single.keys() == other.keys()
+    for name in ("loss", "gradient_norm"):
+        expected, got = launches.logged(one_rank, name), launches.logged(two, name)
+        assert list(got) == list(range(1, STEPS + 1))
+        assert list(got.values()) == pytest.approx(list(expected.values()), rel=1e-5)
+    one, other = (load_file(run / "model.safetensors") for run in (one_rank, two))
+    assert one.keys() == other.keys()
     for name, weights in one.items():
-        rounding = (single[name] - weights).norm()
-        assert (other[name] - weights).norm() <= max(1e-5 * weights.norm(), 3 * rounding), name
+        away = other[name] - weights
+        if name.endswith("read_image.key_value.bias"):
+            # What is added to all keys alike cancels in the softmax: the gradient of this half is rounding and nothing else, and
+            # Adam, which divides a gradient by its size, makes whole steps of it
+            away, weights = away.chunk(2)[1], weights.chunk(2)[1]
+        assert away.norm() <= 1e-5 * weights.norm(), name
 
 
 @pytest.mark.timeout(240)

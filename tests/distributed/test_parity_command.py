@@ -66,3 +66,15 @@ def test_bad_options_are_refused():
     for options, word in ((["--ranks", "3"], "3 ranks"), (["--dtype", "fp8"], "fp8")):
         done = run(*options)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and word in done.stderr
+
+
+def test_the_plain_process_has_no_deepspeed():
+    """All that it needs is imported, and a network built, without it."""
+    code = """
+import sys
+from mri_ds.training.engine import build_objective
+from mri_ds.training.parity import case, launch, reference
+build_objective(case.run_config("sgd"))
+sys.exit("deepspeed" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], env=launches.environment(), timeout=120).returncode == 0

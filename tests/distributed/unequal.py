@@ -15,7 +15,7 @@ from mri_ds.training import distributed, ds_config
 from mri_ds.training.engine import build_engine, build_objective
 from mri_ds.training.expert_load import ExpertLoad
 from mri_ds.training.parity import case as cases
-from mri_ds.training.parity.rank import engine_run
+from mri_ds.training.parity.rank import TIMEOUT_S, engine_run
 from mri_ds.training.parity.reference import plain_run
 from mri_ds.training.parity.trace import Trace
 
@@ -65,7 +65,7 @@ def plain(ranks: int, compute: str) -> tuple[Trace, ExpertLoad]:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    distributed.start()
+    distributed.start(TIMEOUT_S)
     rank, ranks = distributed.rank(), distributed.world_size()
     for number, (zero, ep, level) in enumerate(json.loads((folder / "layouts.json").read_text())):
         science = config(ranks)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def wait_for_ranks(
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
     processes = []
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no rank outlives us
     try:
         for rank in range(ranks):
             with (folder / f"rank{rank}.log").open("w") as log:
@@ -136,6 +138,7 @@ def wait_for_ranks(
             if p.poll() is None:
                 p.kill()
             p.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
