@@ -43,7 +43,7 @@ class _Heart:
     """State of this process's heart; None of it exists before `beating`."""
 
     def __init__(self, run_dir: Path, timeout_s: float) -> None:
-        self.rank, self.run_dir, self.timeout_s = int(os.environ.get("RANK", "0")), run_dir, timeout_s
+        self.run_dir, self.timeout_s = run_dir, timeout_s
         self.pipe = int(os.environ[PIPE]) if is_supervised() else None
         if self.pipe is not None:
             os.set_blocking(self.pipe, False)
@@ -54,6 +54,11 @@ class _Heart:
         self.peers: Peers | None = None
         self.is_ending = threading.Lock()
         self.done = threading.Event()
+
+    @property
+    def rank(self) -> int:
+        """Known a while after the start where MPI says it."""
+        return int(os.environ.get("RANK", "0"))
 
 
 _heart: _Heart | None = None
@@ -105,7 +110,7 @@ def fail(err: BaseException) -> NoReturn:
     assert _heart is not None
     stack = "".join(traceback.format_exception(err))
     line = f"{type(err).__name__}: {' '.join(str(err).split())[:MAX_MESSAGE]}"
-    if shutil.disk_usage(_heart.run_dir).free < FULL_BYTES:
+    if _heart.run_dir.is_dir() and shutil.disk_usage(_heart.run_dir).free < FULL_BYTES:
         line = f"the disk of {_heart.run_dir} is full ({line})"
     _end(_heart, "lost" if _is_lost_connection(err) else "failed", line, stack)
 

@@ -48,7 +48,7 @@ class Run:
             "deepspeed": [str(bin_dir / "deepspeed"), "--num_accelerators", str(self.ranks), "--master_port", port],
             "torchrun": [str(bin_dir / "torchrun"), "--nproc_per_node", str(self.ranks), "--master_port", port],
         }[launcher]
-        script = [] if launcher == "mri-ds" else ["launch/train.py"]
+        script = [] if launcher == "mri-ds" else ["--", "launch/train.py"] if launcher == "torchrun" else ["launch/train.py"]
         return [*start, *script, *self.options(*sets), *(more or [])]
 
     @contextmanager

@@ -203,7 +203,7 @@ def test_data_worker_is_killed(two):
 
 def test_data_worker_hangs(two):
     """All hearts beat, and nothing moves: training.timeout_s ends it."""
-    with two.started(two.command("mri-ds", "data.num_workers=1", f"training.timeout_s={20 * SLOW}")) as launch:
+    with two.started(two.command("mri-ds", "data.num_workers=1", f"training.timeout_s={25 * SLOW}")) as launch:
         launch.advance(1)
         send(worker_of(launch.rank(0)), "SIGSTOP")
         launch.ends(
