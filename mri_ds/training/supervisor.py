@@ -68,7 +68,9 @@ class Supervisor:
 
     def run(self) -> int:
         processes.adopt_orphans()
-        processes.remove_stale_build_locks(Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path(sys.prefix) / "torch_extensions")))
+        processes.remove_stale_build_locks(
+            Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path(sys.prefix) / "torch_extensions")), is_shared=False
+        )
         for signum in BY_WEIGHT:
             if signal.getsignal(signum) != signal.SIG_IGN or signum in (signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(signum, self._hear)

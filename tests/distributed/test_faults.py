@@ -207,7 +207,8 @@ def test_data_worker_hangs(two):
         launch.advance(1)
         send(worker_of(launch.rank(0)), "SIGSTOP")
         launch.ends(
-            1, rf"^error: rank 0 of 2 failed after step \d+: nothing moved for \d+ s \(training\.timeout_s\): .*batch.*{LAST}"
+            1,
+            rf"^error: rank 0 of 2 failed after step \d+: nothing moved for \d+ s \(training\.timeout_s\): loader\.py line \d+, .*{LAST}",
         )
 
 
