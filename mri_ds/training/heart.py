@@ -5,7 +5,7 @@ The rank ends, with one line that says why and the stacks of all its threads in 
 - nothing has moved for `training.timeout_s`: a collective that a peer never joins does not return by itself;
 - a peer is silent (peers.py);
 - its launcher is gone: then it is told SIGTERM first, and leaves with a checkpoint where it can.
-The main thread may hang in C++ at that moment, so the end is os._exit. This module needs little beyond the standard library until then.
+The main thread may hang in C++ at that moment, so the end is os._exit. This module imports nothing that takes seconds.
 """
 
 import faulthandler
