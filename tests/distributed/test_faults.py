@@ -101,7 +101,7 @@ def test_disk_is_full(four, disk):
         used = shutil.disk_usage(disk).used // 1024 + 256
         subprocess.run(["mount", "-o", f"remount,size={used}k", disk], check=True)
         try:
-            what = rf"cannot write the checkpoint step\d+: No space left|of 4 failed after step \d+: the disk of {four.folder} is full"
+            what = rf"cannot write the checkpoint step\d+: No space|of 4 failed after step \d+: the disk of {four.folder} is full"
             launch.ends(1, rf"^error: rank \d ({what}).*\. {LAST}")
             good = (four.folder / "checkpoints/latest").read_text()
             assert (four.folder / "checkpoints" / good / "manifest.json").is_file()
