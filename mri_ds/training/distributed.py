@@ -36,7 +36,7 @@ def prepare_environment() -> None:
     if shutil.which("ninja") is None or (ninja.exists() and shutil.which("ninja") != str(ninja)):
         os.environ["PATH"] = f"{ninja.parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        remove_stale_build_locks(folder)
+        remove_stale_build_locks(folder, is_shared=world_size() > 1)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         os.environ.setdefault("RANK", "0")
         os.environ.setdefault("LOCAL_RANK", "0")

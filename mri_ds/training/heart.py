@@ -5,7 +5,7 @@ The rank ends, with one line that says why and the stacks of all its threads in 
 - nothing has moved for `training.timeout_s`: a collective that a peer never joins does not return by itself;
 - a peer is silent (peers.py);
 - its launcher is gone: then it is told SIGTERM first, and leaves with a checkpoint where it can.
-The main thread may hang in C++ at that moment, so the end is os._exit. This module needs the standard library alone until then.
+The main thread may hang in C++ at that moment, so the end is os._exit. This module imports nothing that takes seconds.
 """
 
 import faulthandler
@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
+
+from mri_ds.errors import RunError
 
 BEAT_S = 1.0
 FROZEN_S = 5.0  # a beat this late: the whole process was held (a suspended job, a frozen container), which is nobody's fault
@@ -43,7 +45,7 @@ class _Heart:
     """State of this process's heart; None of it exists before `beating`."""
 
     def __init__(self, run_dir: Path, timeout_s: float) -> None:
-        self.rank, self.run_dir, self.timeout_s = int(os.environ.get("RANK", "0")), run_dir, timeout_s
+        self.run_dir, self.timeout_s = run_dir, timeout_s
         self.pipe = int(os.environ[PIPE]) if is_supervised() else None
         if self.pipe is not None:
             os.set_blocking(self.pipe, False)
@@ -54,6 +56,11 @@ class _Heart:
         self.peers: Peers | None = None
         self.is_ending = threading.Lock()
         self.done = threading.Event()
+
+    @property
+    def rank(self) -> int:
+        """Known a while after the start where MPI says it."""
+        return int(os.environ.get("RANK", "0"))
 
 
 _heart: _Heart | None = None
@@ -95,7 +102,7 @@ def know_peers(peers: Peers) -> None:
 
 
 def tell(kind: str, line: str) -> None:
-    """To the supervisor. `kind`, from cause to consequence: "input", "failed", "stuck", "waits", "lost"."""
+    """To the supervisor. `kind`, from cause to consequence: "input", "run", "failed", "stuck", "waits", "lost"."""
     assert _heart is not None and _heart.pipe is not None
     _write(_heart.pipe, {"kind": kind, "line": line[:MAX_LINE]})
 
@@ -103,9 +110,11 @@ def tell(kind: str, line: str) -> None:
 def fail(err: BaseException) -> NoReturn:
     """Ends this rank for an exception: one line, and the traceback in RUN/faults. A lost connection names who is lost."""
     assert _heart is not None
+    if isinstance(err, RunError):
+        _end(_heart, "run", str(err))
     stack = "".join(traceback.format_exception(err))
     line = f"{type(err).__name__}: {' '.join(str(err).split())[:MAX_MESSAGE]}"
-    if shutil.disk_usage(_heart.run_dir).free < FULL_BYTES:
+    if _heart.run_dir.is_dir() and shutil.disk_usage(_heart.run_dir).free < FULL_BYTES:
         line = f"the disk of {_heart.run_dir} is full ({line})"
     _end(_heart, "lost" if _is_lost_connection(err) else "failed", line, stack)
 
@@ -135,7 +144,7 @@ def _beat(heart: _Heart) -> None:
 def _end(heart: _Heart, kind: str, line: str, stack: str = "") -> NoReturn:
     """The last thing that this process does. Whoever comes second, main thread or heart, waits for the end in vain."""
     heart.is_ending.acquire()
-    where = _leave_stacks(heart, stack)
+    where = _leave_stacks(heart, stack) if kind != "run" else ""
     if kind == "lost" and heart.peers is not None:
         line = f"{heart.peers.culprits() or 'lost a peer'} ({line})"
     step = f"after step {heart.step}" if heart.step else "before the first step"

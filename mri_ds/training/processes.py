@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 GRACE_S = 5.0
+LONG_BUILD_S = 900.0
 GIVE_UP_S = 15.0  # a process that SIGKILL has not ended by then hangs in the kernel
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 
@@ -44,14 +45,16 @@ def end_descendants(grace_s: float) -> list[int]:
     return [process.pid for process in alive]
 
 
-def remove_stale_build_locks(folder: Path) -> None:
+def remove_stale_build_locks(folder: Path, *, is_shared: bool) -> None:
     """A build of DeepSpeed's operators that was killed leaves a lock, at which every later start waits for ever, without a word.
 
-    Whoever builds keeps the lock open (torch.utils.file_baton): one that no process of this machine has open is stale.
+    Whoever builds keeps the lock open (torch.utils.file_baton): one that no process has open is stale. Where other machines
+    share the folder, their processes cannot be seen from here: there it must also be older than any build takes.
     """
     for lock in folder.glob("*/lock"):
-        if not _is_open(lock):
-            lock.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if not _is_open(lock) and (not is_shared or time.time() - lock.stat().st_mtime > LONG_BUILD_S):
+                lock.unlink()
 
 
 def _is_open(path: Path) -> bool:

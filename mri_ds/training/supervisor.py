@@ -68,7 +68,9 @@ class Supervisor:
 
     def run(self) -> int:
         processes.adopt_orphans()
-        processes.remove_stale_build_locks(Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path(sys.prefix) / "torch_extensions")))
+        processes.remove_stale_build_locks(
+            Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path(sys.prefix) / "torch_extensions")), is_shared=False
+        )
         for signum in BY_WEIGHT:
             if signal.getsignal(signum) != signal.SIG_IGN or signum in (signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(signum, self._hear)
@@ -185,6 +187,8 @@ class Supervisor:
         is_port_taken = "EADDRINUSE" in line or "address already in use" in line
         if kind == "silent":
             what = f"{name} {line} {step}: no sign of life for {SILENT_S:.0f} s"
+        elif kind == "run":
+            what = line
         elif kind is not None:
             what = f"{name} failed {step}: {line}"
         else:
@@ -217,7 +221,7 @@ def _weight(rank: Rank, code: int | None) -> tuple[int, int]:
     kind = rank.fault.get("kind")
     if code is not None and code < 0 and kind is None:
         return 0, rank.number  # a signal ended it before it could say anything
-    order = ["silent", "input", "failed", None, "stuck", "waits", "lost"]
+    order = ["silent", "input", "run", "failed", None, "stuck", "waits", "lost"]
     return (1 + order.index(kind), rank.number) if code is not None or kind == "silent" else (9, rank.number)
 
 

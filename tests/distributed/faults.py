@@ -24,6 +24,7 @@ SETS = [
     "training.checkpoint_every=3",
     "training.image_every=1000",
     "training.global_batch=4",
+    "data.num_workers=0",
     "model.drop_path=0",  # its dice are a rank's own
     "training.lr=0.0002",  # at which rounding does not grow: any number of ranks gives the same
 ]
@@ -48,13 +49,13 @@ class Run:
             "deepspeed": [str(bin_dir / "deepspeed"), "--num_accelerators", str(self.ranks), "--master_port", port],
             "torchrun": [str(bin_dir / "torchrun"), "--nproc_per_node", str(self.ranks), "--master_port", port],
         }[launcher]
-        script = [] if launcher == "mri-ds" else ["launch/train.py"]
+        script = [] if launcher == "mri-ds" else ["--", "launch/train.py"] if launcher == "torchrun" else ["launch/train.py"]
         return [*start, *script, *self.options(*sets), *(more or [])]
 
     @contextmanager
     def started(self, command: list[str], **environ: str):
         """The launch, with nothing of it left afterwards."""
-        had = (self.folder / "checkpoints/latest").is_file()
+        before = self.metrics()
         with (self.folder.parent / "log").open("w+") as log:
             process = subprocess.Popen(
                 command,
@@ -66,7 +67,7 @@ class Run:
                 start_new_session=True,
             )
             try:
-                yield Launch(self, process, Path(log.name), had)
+                yield Launch(self, process, Path(log.name), before)
             finally:
                 for left in [process, *self.processes()]:
                     left.kill()
@@ -93,6 +94,11 @@ class Run:
                 continue
         return None
 
+    def metrics(self) -> int:
+        """Which file metrics.jsonl is: a launch that starts to train replaces it. 0: none."""
+        path = self.folder / "metrics.jsonl"
+        return path.stat().st_ino if path.exists() else 0
+
     def told(self) -> int:
         """The last step of metrics.jsonl."""
         path = self.folder / "metrics.jsonl"
@@ -106,15 +112,11 @@ class Run:
 class Launch:
     """One launch of a Run."""
 
-    def __init__(self, run: Run, process: subprocess.Popen, log: Path, resumes: bool) -> None:
-        self.run, self.process, self.log, self.resumes = run, process, log, resumes
+    def __init__(self, run: Run, process: subprocess.Popen, log: Path, metrics_before: int) -> None:
+        self.run, self.process, self.log, self.metrics_before = run, process, log, metrics_before
 
     def advance(self, steps: int = 2) -> None:
         """Waits until it has done that many steps of its own."""
-
-        def base() -> str | None:
-            found = re.findall(r"resuming from step (\d+)", self.text())
-            return found[-1] if found else None if self.resumes else "0"
 
         def wait(condition, what: str):
             def alive() -> bool:
@@ -123,7 +125,9 @@ class Launch:
 
             return launches.wait_for(alive, timeout_s=120 * SLOW, what=f"{what}\n{self.text()[-3000:]}")
 
-        first = int(wait(base, "the checkpoint to be loaded"))
+        wait(lambda: self.run.metrics() != self.metrics_before and self.run.told() > 0, "the first step")
+        resumed = re.findall(r"resuming from step (\d+)", self.text())
+        first = int(resumed[-1]) if resumed else 0
         wait(lambda: self.run.told() >= first + steps, f"step {first + steps}")
 
     def rank(self, number: int) -> psutil.Process:
