@@ -120,13 +120,13 @@ def average(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(keys, (packed / world_size()).tolist(), strict=True))
 
 
-def maximum(value: int) -> int:
-    """The largest of the ranks' values. Every rank must call it."""
+def maximum(*values: int) -> tuple[int, ...]:
+    """The largest of the ranks' values, of each. Every rank must call it."""
     if world_size() == 1:
-        return value
-    packed = torch.tensor([value], dtype=torch.int32, device=device())
+        return values
+    packed = torch.tensor(values, dtype=torch.int32, device=device())
     torch.distributed.all_reduce(packed, op=torch.distributed.ReduceOp.MAX)
-    return int(packed)
+    return tuple(packed.tolist())
 
 
 def gather(values: torch.Tensor) -> torch.Tensor:

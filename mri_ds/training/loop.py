@@ -127,7 +127,10 @@ def _train(
     window, scalars = Window(), dict[str, float]()
     saved, probe = start, Batch()  # type: ignore[typeddict-item]  # there is no batch before the first step
     for step in range(start + 1, training.steps + 1):
-        if asked := distributed.maximum(signals.heard()):
+        asked, has_failed = distributed.maximum(signals.heard(), checkpoints.has_failed)
+        if has_failed:
+            checkpoints.wait()  # raises, on all ranks after the same step
+        if asked:
             if step - 1 > saved:
                 checkpoints.save(step - 1, batch=probe, data=course.state(step - 1), scalars=scalars)
             checkpoints.wait()
@@ -152,7 +155,6 @@ def _train(
         if step % training.checkpoint_every == 0 and step < training.steps:
             checkpoints.save(step, batch=probe, data=course.state(step), scalars=scalars)
             saved = step
-        checkpoints.check()
     heart.progress(training.steps)
     if start < training.steps:
         checkpoints.save(training.steps, batch=probe, data=course.state(training.steps), scalars=scalars)

@@ -18,6 +18,7 @@ from mri_ds.sample import Batch
 from mri_ds.training import distributed
 
 TOLERANCE = 1e-4  # relative, in float32 on a CPU
+SCALE = 2.0**10  # of the loss on its way back: a voxel's gradient would vanish in float16
 COARSE = 2e-2  # half precision, or a GPU, whose convolutions round to TF32
 
 
@@ -47,9 +48,9 @@ def measure(engine: Any, probe: Mapping[str, Tensor]) -> dict[str, Any]:
     module.eval()
     with torch.enable_grad():
         loss = module(batch)["loss"]
-        (gradient,) = torch.autograd.grad(loss, [batch["image"]])
+        (gradient,) = torch.autograd.grad(loss * SCALE, [batch["image"]])
     module.train(was_training)
-    figures = {"loss": float(loss.detach()), "gradient_norm": float(gradient.double().norm())}
+    figures = {"loss": float(loss.detach()), "gradient_norm": float(gradient.double().norm()) / SCALE}
     is_half = any(engine.config.get(name, {}).get("enabled") for name in ("bf16", "fp16"))
     return {**distributed.average(figures), "is_coarse": is_half or torch.cuda.is_available()}
 

@@ -22,6 +22,7 @@ import mri_ds.training.checkpoint.folder as on_disk
 from mri_ds.errors import InputError
 from mri_ds.training.checkpoint.digest import differences, digest_of_whole
 from mri_ds.training.checkpoint.parts import KEYS, WEIGHT
+from mri_ds.training.checkpoint.restore import check_convertible
 from mri_ds.training.checkpoint.universal import Universal, convert
 from mri_ds.training.distributed import prepare_environment
 
@@ -36,7 +37,9 @@ def convert_run(run_dir: Path, to: str, *, step: int | None = None, out: Path | 
     if finding := on_disk.verify(source):
         raise on_disk.refuse(source, finding)
     state = on_disk.read_state(source)
-    stage = state["engine"]["layout"]["zero_stage"]
+    layout = state["engine"]["layout"]
+    stage = layout["zero_stage"]
+    check_convertible(layout, layout, source)
     suffix = {"safetensors": ".safetensors", "fp32": ".pt", "universal": ""}[to]
     out = out or run_dir / f"{'universal' if to == 'universal' else 'model'}-{source.name}{suffix}"
     if out.exists():

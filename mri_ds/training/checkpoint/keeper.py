@@ -76,9 +76,10 @@ class Checkpoints:
         """Until the last one is complete. Raises RunError where it cannot be written."""
         self.writer.wait()
 
-    def check(self) -> None:
-        """Raises RunError where the last one could not be written, as far as is known by now. To be asked after every step."""
-        self.writer.check()
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last one could not be written, as far as this rank knows by now. Ranks get to know one after another."""
+        return self.writer.has_failed
 
     def resume(self, check_data: Callable[[Mapping[str, Any]], None]) -> int:
         """Loads the newest complete checkpoint, if any, and returns its step (0: nothing to resume).

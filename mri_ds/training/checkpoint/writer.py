@@ -56,12 +56,12 @@ class Writer:
             self._thread.join()
             atexit.unregister(self._thread.join)
             self._thread = None
-        self.check()
-
-    def check(self) -> None:
-        """As `wait`, but only for what is known by now."""
         if self._failure:
             raise RunError(self._failure)
+
+    @property
+    def has_failed(self) -> bool:
+        return bool(self._failure)
 
     def _run(self, part: Path, jobs: Mapping[str, Any], commit: Commit, number: int, store: Any) -> None:
         try:
