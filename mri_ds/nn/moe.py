@@ -38,7 +38,10 @@ class MixtureOfExperts(nn.Module):
         out = self.experts(rows[order // self.top_k], counts)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
         out = out[back].view(*weights.shape, -1)  # (B*N, K, D)
-        return torch.einsum("tk,tkd->td", weights.to(out.dtype), out).view_as(tokens)
+        # weighted in float32, as AutoEP does: in bf16 a net then predicts what it was trained to, digit for digit
+        return (
+            (out * weights.to(torch.promote_types(out.dtype, torch.float32))[..., None]).sum(dim=1).to(out.dtype).view_as(tokens)
+        )
 
 
 class Gate(nn.Linear):

@@ -4,8 +4,12 @@ import json
 import sys
 from pathlib import Path
 
-from mri_ds.training import distributed, engine
-from mri_ds.training.parity.rank import TIMEOUT_S, run_cases
+import torch
+
+from mri_ds.training import distributed, ds_config, engine
+from mri_ds.training.parity import case as cases
+from mri_ds.training.parity.case import Case
+from mri_ds.training.parity.rank import TIMEOUT_S, gradients, run_cases
 
 
 def main() -> None:
@@ -14,6 +18,9 @@ def main() -> None:
     distributed.start(TIMEOUT_S)
     try:
         run_cases(folder, build=lambda objective, resolved: FAULTS[next(faults)](objective, resolved))
+        norms = norms_of_spread_experts()
+        if distributed.rank() == 0:
+            (folder / "norms.json").write_text(json.dumps(norms))
     finally:
         distributed.stop()
 
@@ -35,10 +42,12 @@ def norm_of_own_part(objective, resolved):
     return made
 
 
-def partial_loss_attached(objective, resolved):
-    """A second tensor of the result hangs on the graph: DeepSpeed scales the gradient of each by the accumulation."""
-    objective.register_forward_hook(lambda module, args, out: {**out, "loss": out["loss"] * 1.0, "part": out["loss"]})
-    return engine.build_engine(objective, resolved)
+def divided_by_accumulation_again(objective, resolved):
+    """What DeepSpeed before 0.19 did to a loss beside which other losses hung on the graph."""
+    made = engine.build_engine(objective, resolved)
+    for p in made.module.parameters():
+        p.register_hook(lambda g: g / resolved["gradient_accumulation_steps"])
+    return made
 
 
 def uncorrected(objective, resolved):
@@ -51,19 +60,28 @@ def uncorrected(objective, resolved):
         engine.correct_without_zero = kept
 
 
-def uncorrected_but_told(objective, resolved):
-    """As `uncorrected`, in float32, with the norm that it clips by."""
-    made = uncorrected(objective, resolved)
+def norms_of_spread_experts() -> dict[str, float]:
+    """Of one backward pass without ZeRO, experts over 2 ranks, in which experts make most of the norm: told by three."""
     from deepspeed.runtime.utils import clip_grad_norm_
 
-    def clip() -> None:
-        made._global_grad_norm = float(clip_grad_norm_(made.module.parameters(), made.gradient_clipping()))
+    case = Case(0, 2, 2, False, 1, "sgd", "fp32")
+    config = cases.run_config("sgd")
+    made = engine.build_engine(engine.build_objective(config), ds_config.resolve(cases.ds_json(case), config, world_size=2))
+    for name, p in made.module.named_parameters():
+        if ".experts." in name:
+            p.register_hook(lambda g: g * (2000 if distributed.rank() else 1000))
+    (batch,) = cases.own_share(cases.global_batch(1), rank=distributed.rank(), ranks=2, accumulation=1)
+    made.backward(made(batch)["loss"])
+    gathered = float(torch.cat([g.flatten() for g in gradients(made).values()]).double().norm())
+    kept = [p.grad.clone() for p in made.module.parameters()]
+    deepspeed = float(clip_grad_norm_(made.module.parameters(), cases.CLIP))
+    for p, grad in zip(made.module.parameters(), kept, strict=True):
+        p.grad = grad
+    made.step()
+    return {"gathered": gathered, "deepspeed": deepspeed, "ours": float(made.get_global_grad_norm())}
 
-    made.clip_fp32_gradients = clip
-    return made
 
-
-FAULTS = {f.__name__: f for f in (experts_times_ep, norm_of_own_part, partial_loss_attached, uncorrected, uncorrected_but_told)}
+FAULTS = {f.__name__: f for f in (experts_times_ep, norm_of_own_part, divided_by_accumulation_again, uncorrected)}
 
 if __name__ == "__main__":
     main()
