@@ -17,6 +17,7 @@ from mri_ds.errors import InputError, RunError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "synthesize": data.synthesize,
+    "series": data.series,
     "shard": data.shard,
     "lint": data.lint,
     "info": network.info,

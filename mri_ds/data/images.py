@@ -6,6 +6,7 @@ In: a path.  Out: the name that a subject's files go by, the Volume with its acq
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,15 +41,16 @@ def is_dicom(path: Path) -> bool:
     return nifti.stem(path) is None and _begins_as_dicom(path)
 
 
-def read_image(path: Path) -> tuple[Volume, list[Acquisition]]:
+def read_image(path: Path, series: Sequence[str] = ()) -> tuple[Volume, list[Acquisition]]:
     """Volume, voxels (C, D, H, W) float32, and the acquisition tags of each channel ({} where a file has none, as NIfTI).
 
+    series: of a DICOM study those to read, a channel each, as `dicom.read_dicom` takes them; (): it has just one.
     Raises InputError for what `nifti.read_image` or `dicom.read_dicom` refuses.
     """
     if is_dicom(path):
         from mri_ds.data.dicom import read_dicom
 
-        return read_dicom(path)
+        return read_dicom(path, series=list(series) or None)
     volume = nifti.read_image(path)
     return volume, [{} for _ in volume.voxels]
 

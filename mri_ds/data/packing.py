@@ -33,6 +33,7 @@ class EncodedSubject:
     key: str
     members: Mapping[str, bytes]
     summary: Summary
+    notes: Sequence[str] = ()  # what a person should know about its files
 
 
 def pack(
@@ -52,7 +53,7 @@ def pack(
     """
     starts = np.array([block[0] for block in np.array_split(np.arange(len(subjects)), min(MIN_SHARDS, len(subjects)))])
     first, writer = num_done(finished), ShardWriter(folder, split, len(finished))
-    opened_at, summaries, skipped = first, list[Summary](), list[str]()
+    opened_at, summaries, skipped, notes = first, list[Summary](), list[str](), list[str]()
 
     def close(last: int) -> Finished:
         return Finished(
@@ -62,6 +63,7 @@ def pack(
             num_subjects=last - first,
             summaries=summaries,
             skipped=skipped,
+            notes=notes,
         )
 
     try:
@@ -73,11 +75,12 @@ def pack(
                 continue
             if summaries and (((starts > opened_at) & (starts <= i)).any() or not writer.has_room(result)):
                 yield close(i)
-                first, summaries, skipped = i, [], []
+                first, summaries, skipped, notes = i, [], [], []
             if not summaries:
                 opened_at = i
             writer.add(result)
             summaries.append(result.summary)
+            notes += [f"{subjects[i].subject_id}: {_without_paths(note, subjects[i])}" for note in result.notes]
         if summaries:
             yield close(len(subjects))
     finally:
@@ -137,7 +140,7 @@ def _fingerprint_of_files(subject: SubjectFiles) -> list[Any]:
     paths = [*subject.images, *(subject.labels[task] for task in sorted(subject.labels))]
     inside = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     states = [(str(file), stat.st_size, stat.st_mtime_ns) if (stat := _stat(file)) else (str(file),) for file in inside]
-    return [subject.subject_id, states, sorted(subject.labels), subject.values]
+    return [subject.subject_id, states, sorted(subject.labels), subject.values, subject.series, subject.site]
 
 
 def _stat(path: Path) -> os.stat_result | None:

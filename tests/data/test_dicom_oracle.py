@@ -87,7 +87,7 @@ def test_real_series(tmp_path, name):
 
 @needs_real
 def test_a_real_study_as_channels():
-    keys = [key for key, _ in list_series(REAL)]
+    keys = [one.key for one in list_series(REAL)]
     assert keys == ["#1", "11", "26401", "36468", "37870"]  # one of the five has no number
     volume, tags = read_dicom(REAL, series=[36468, 11])
     assert volume.voxels.shape == (2, 280, 320, 22)
