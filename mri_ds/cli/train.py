@@ -45,6 +45,13 @@ def train(
         Path | None,
         typer.Option("--resume", metavar="RUN", help="Go on with this run as it was started, on any number of ranks."),
     ] = None,
+    skip_corrupt: Annotated[
+        bool,
+        typer.Option(
+            "--skip-corrupt",
+            help="Go on where a subject's bytes are damaged or gone: masked, counted and named. Up to a tenth of a split.",
+        ),
+    ] = False,
     resolve_only: Annotated[bool, typer.Option("--resolve-only", help="Print what would run, as JSON, and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the final figures as one JSON object on stdout.")] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0,  # DeepSpeed's launcher adds it
@@ -55,7 +62,7 @@ def train(
 
     On 2 ranks of a CPU, started again if one fails: `mri-ds train --scale small --ranks 2 --restarts 3`
     """
-    sets = overrides or []
+    sets = [*(overrides or []), *(["data.skip_unreadable=true"] if skip_corrupt else [])]
     if resume is not None:
         was, run = launch_of(resume), resume
         config, scale, ds_config, data = was.config, was.scale, ds_config or was.ds_config, data or was.data

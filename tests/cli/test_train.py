@@ -83,6 +83,13 @@ def test_a_launchers_rank_starts_no_ranks(option: str, monkeypatch: pytest.Monke
     assert f"{option}: is for ranks that mri-ds starts itself" in refusal("train", "--scale", "tiny", option, "2")
 
 
+def test_skip_corrupt_is_the_override() -> None:
+    for options, wanted in (([], False), (["--skip-corrupt"], True), (["--skip-corrupt", "--set", "training.steps=3"], True)):
+        result = call("train", "--scale", "tiny", *options, "--resolve-only")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["run"]["data"]["skip_unreadable"] is wanted
+
+
 def test_unknown_scale() -> None:
     assert "unknown scale 'smal'" in refusal("train", "--scale", "smal")
 
