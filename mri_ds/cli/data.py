@@ -59,7 +59,7 @@ def shard(
     out: Annotated[Path, typer.Option("--out", help="Folder to write the tars and manifest.json into.")] = Path("shards"),
     folds: Annotated[int, typer.Option("--folds", min=2, help="Parts that the subjects are dealt into.")] = 5,
     fold: Annotated[int, typer.Option("--fold", min=0, help="Which part is held out as `test`.")] = 0,
-    layout: Annotated[str, typer.Option("--format", help="msd, nnunet, bids, folder or csv; auto looks for itself.")] = "auto",
+    layout: Annotated[str, typer.Option("--format", help="msd, nnunet, bids, folder, csv or webdataset; auto looks.")] = "auto",
     series: Annotated[
         list[str] | None,
         typer.Option(

@@ -17,6 +17,7 @@ import zstandard
 from mri_ds import __version__
 from mri_ds.data.entries import write_index
 from mri_ds.data.fingerprint import Summary
+from mri_ds.data.inside_tar import TAR
 from mri_ds.data.layouts import Dataset, SubjectFiles
 from mri_ds.data.manifest import FORMAT_VERSION
 from mri_ds.data.staging import Finished, Recipe
@@ -140,6 +141,11 @@ def _fingerprint_of_files(subject: SubjectFiles) -> list[Any]:
     paths = [*subject.images, *(subject.labels[task] for task in sorted(subject.labels))]
     inside = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     states = [(str(file), stat.st_size, stat.st_mtime_ns) if (stat := _stat(file)) else (str(file),) for file in inside]
+    states += [
+        (str(tar), stat.st_size, stat.st_mtime_ns)
+        for tar in sorted({parent for path in paths for parent in path.parents if parent.suffix.lower() == TAR})
+        if (stat := _stat(tar))
+    ]
     return [subject.subject_id, states, sorted(subject.labels), subject.values, subject.series, subject.site]
 
 

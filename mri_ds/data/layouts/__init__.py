@@ -15,6 +15,7 @@ from mri_ds.data.layouts.msd import find_msd, is_msd
 from mri_ds.data.layouts.nnunet import find_nnunet, is_nnunet
 from mri_ds.data.layouts.studies import is_study, with_series
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles, load_subject
+from mri_ds.data.layouts.webdataset import find_webdataset, is_webdataset
 from mri_ds.errors import InputError
 
 __all__ = ["LAYOUTS", "Dataset", "SubjectFiles", "describe", "find_dataset", "load_subject"]
@@ -34,6 +35,7 @@ LAYOUTS = {
     "msd": Layout(is_msd, find_msd, "dataset.json with imagesTr/ (Medical Segmentation Decathlon)"),
     "folder": Layout(is_folder, find_folder, "images/ with participants.tsv"),
     "bids": Layout(is_bids, find_bids, "sub-*/anat/ or sub-*/ses-*/anat/ (BIDS)"),
+    "webdataset": Layout(is_webdataset, find_webdataset, "*.tar with <key>.nii.gz or <key>.<channel>.nii.gz (WebDataset)"),
 }
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from mri_ds.config import TaskConfig, nearest
 from mri_ds.data.grid import AFFINE_TOLERANCE_MM, by
-from mri_ds.data.images import read_image
-from mri_ds.data.nifti import corner_distance_mm, read_label
+from mri_ds.data.images import read_image, read_label
+from mri_ds.data.nifti import corner_distance_mm
 from mri_ds.errors import InputError
 from mri_ds.sample import Sample, Volume
 
