@@ -4,18 +4,23 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
 
 import dicom_builder as build  # noqa: E402
 
+from mri_ds.config import DataConfig, RunConfig, TaskConfig  # noqa: E402
 from mri_ds.data.dicom import list_series, read_dicom  # noqa: E402
 from mri_ds.data.layouts import find_dataset, load_subject  # noqa: E402
-from mri_ds.data.layouts.studies import parse_series  # noqa: E402
+from mri_ds.data.layouts.studies import parse_series, series_of_channels  # noqa: E402
 from mri_ds.data.shards import encode_subject, read_manifest, write_shards  # noqa: E402
 from mri_ds.errors import InputError  # noqa: E402
+from mri_ds.inference.predict import predict_file  # noqa: E402
+from mri_ds.inference.run import Run  # noqa: E402
 
 VALUES = build.voxels()
 
@@ -185,6 +190,32 @@ def test_a_table_of_studies(hospital):
         find_dataset(table)
     table.write_text("subject,image,age\na,images/a,50\n")
     assert find_dataset(table, series=SERIES).subjects[0].series == tuple(SERIES.values())
+
+
+class Brighter(torch.nn.Module):
+    """Says where the second channel is brighter than its mean."""
+
+    def forward(self, image, spacing_mm):
+        return {"bright": torch.stack([-image[:, 1], image[:, 1]], dim=1)}
+
+
+def test_a_study_is_predicted_by_its_series(hospital, tmp_path):
+    """The label map lies on the scanner's grid, voxel by voxel where that series is bright."""
+    task = TaskConfig(kind="segmentation", classes=["dark", "bright"])
+    data = DataConfig(spacing_mm=(1.25, 1.5, 3.0), patch=(16, 16, 8))
+    run = Run(Brighter(), RunConfig(data=data, tasks={"bright": task}), ["T1w", "FLAIR"], torch.device("cpu"))
+    wanted = series_of_channels({"FLAIR": "*flair*", "T1w": "*t1*"}, run.channels)
+    assert wanted == ["*t1*", "*flair*"]
+    found = predict_file(run, hospital / "images" / "a", tmp_path / "out", keep_small_parts=True, series=wanted)
+    label = nib.load(found["files"]["bright"])
+    flair = VALUES + 500.0
+    agree = (np.asarray(label.dataobj) == (flair > flair.mean())).mean()
+    assert label.shape == VALUES.shape and agree > 0.99
+    np.testing.assert_allclose(label.affine, build.expected_affine(), atol=1e-5)
+    with pytest.raises(InputError, match="--series names the channels T1w, and the network has T1w, FLAIR"):
+        series_of_channels({"T1w": "4"}, run.channels)
+    with pytest.raises(InputError, match="holds 2 series"):
+        predict_file(run, hospital / "images" / "a", tmp_path / "out")
 
 
 def test_a_study_is_no_dataset(study, hospital):

@@ -27,6 +27,14 @@ def parse_series(options: Sequence[str]) -> dict[str, str]:
     return series
 
 
+def series_of_channels(series: Mapping[str, str], channels: Sequence[str]) -> list[str]:
+    """The patterns in the order of a network's channels; [] where none is given. Raises InputError for other channels."""
+    if series and set(series) != set(channels):
+        what = f"--series names the channels {', '.join(series)}, and the network has {', '.join(channels)}"
+        raise InputError(what, fix="name each of its channels once")
+    return [series[channel] for channel in channels] if series else []
+
+
 def with_series(dataset: Dataset, series: Mapping[str, str], where: Path) -> Dataset:
     """Every subject reads these series of its study. {}: as the dataset itself says, if it does.
 
