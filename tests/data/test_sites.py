@@ -89,7 +89,7 @@ def test_from_the_table_to_balanced_epochs_and_to_lint(tmp_path):
     dataset = ShardDataset(tmp_path / "shards", "train")
     site_of = {dataset.subject_ids[i]: dataset.site(i) for i in range(len(dataset))}
     assert site_of == {f"s{i:02d}": site for i, site in enumerate(SITES) if f"s{i:02d}" in site_of} and len(site_of) == 9
-    config = DataConfig(spacing_mm=(1, 1, 1), patch=(8, 8, 8), augment=False, balance="site")
+    config = DataConfig(spacing_mm=(1, 1, 1), patch=(8, 8, 8), augment=False, balance="site", num_workers=0)
     sizes = {"global_batch": 3, "micro_batch": 3, "rank": 0, "world_size": 1}
     batches = make_loader(dataset, config, dataset.tasks, seed=0, **sizes)
     shown = [site_of[subject] for batch in itertools.islice(batches, 6) for subject in batch["subject_id"]]

@@ -61,36 +61,42 @@ def decode(transfer_syntax: str, options: dict[str, Any], data: bytes) -> np.nda
 
 def _decode_extended(options: dict[str, Any], data: bytes) -> np.ndarray:
     """By GDCM itself: pydicom's plugin refuses more than 8 bits. Raises ValueError where stream and header tell of two sizes."""
-    import gdcm
     from pydicom.encaps import generate_frames
 
     rows, columns, count = options["rows"], options["columns"], options["number_of_frames"]
     dtype = stored_dtype(options)
-    stored = np.empty((count, rows, columns), dtype=dtype)
     frames = list(generate_frames(data, number_of_frames=count))
     if len(frames) != count:
         raise ValueError("another number of frames")
+    unused = 8 * dtype.itemsize - options["bits_stored"]
+    stored = np.empty((count, rows, columns), dtype=dtype)
     for plane, frame in zip(stored, frames):
         precision, *shape, samples = _frame_header(frame)
         if (shape, samples) != ([rows, columns], 1) or precision not in (8, 12) or precision > 8 * dtype.itemsize:
             raise ValueError("another picture than the header tells of")
-        image = gdcm.Image()
-        image.SetNumberOfDimensions(2)
-        image.SetDimensions((columns, rows, 1))
-        image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
-        image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
-        image.SetPixelFormat(gdcm.PixelFormat(1, 8 if precision == 8 else 16, precision, precision - 1, 0))
-        fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
-        fragment.SetByteStringValue(frame)
-        fragments.AddFragment(fragment)
-        element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-        element.SetValue(fragments.__ref__())
-        image.SetDataElement(element)
-        decoded = image.GetBuffer().encode("utf-8", "surrogateescape")  # its bytes come as text
-        values = np.frombuffer(decoded, np.uint8 if precision == 8 else "<u2").reshape(rows, columns)
-        unused = 8 * dtype.itemsize - options["bits_stored"]
-        plane[...] = values.astype(dtype) << unused >> unused  # of signed numbers the highest bit is the sign
+        values = _decode_sequential(frame, precision, rows, columns).astype(dtype)
+        plane[...] = values << unused >> unused  # of signed numbers the highest bit that is used is the sign
     return stored
+
+
+def _decode_sequential(frame: bytes, precision: int, rows: int, columns: int) -> np.ndarray:
+    """One greyscale JPEG stream of 8 or 12 bits -> (rows, columns) uint8 or uint16."""
+    import gdcm
+
+    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
+    fragment.SetByteStringValue(frame)
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((columns, rows, 1))
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
+    image.SetPixelFormat(gdcm.PixelFormat(1, 8 if precision == 8 else 16, precision, precision - 1, 0))
+    image.SetDataElement(element)
+    decoded = image.GetBuffer().encode("utf-8", "surrogateescape")  # its bytes come as text
+    return np.frombuffer(decoded, np.uint8 if precision == 8 else "<u2").reshape(rows, columns)
 
 
 def _frame_header(frame: bytes) -> tuple[int, int, int, int]:
