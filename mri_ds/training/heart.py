@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from mri_ds.errors import RunError
+
 BEAT_S = 1.0
 FROZEN_S = 5.0  # a beat this late: the whole process was held (a suspended job, a frozen container), which is nobody's fault
 MAX_LINE = 1500
@@ -104,7 +106,8 @@ def fail(err: BaseException) -> NoReturn:
     """Ends this rank for an exception: one line, and the traceback in RUN/faults. A lost connection names who is lost."""
     assert _heart is not None
     stack = "".join(traceback.format_exception(err))
-    line = f"{type(err).__name__}: {' '.join(str(err).split())[:MAX_MESSAGE]}"
+    words = " ".join(str(err).split())
+    line = words if isinstance(err, RunError) else f"{type(err).__name__}: {words[:MAX_MESSAGE]}"
     if shutil.disk_usage(_heart.run_dir).free < FULL_BYTES:
         line = f"the disk of {_heart.run_dir} is full ({line})"
     _end(_heart, "lost" if _is_lost_connection(err) else "failed", line, stack)
