@@ -49,6 +49,7 @@ setup(
         "albumentations": ["albumentations>=2.0.8"],  # or albumentationsx, its AGPL successor: the same import name
         "dicom": DICOM,
         "preprocess": ["SimpleITK>=2.5"],  # data.bias_correction
+        "track": ["wandb>=0.20"],  # training.wandb
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",

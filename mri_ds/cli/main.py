@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mri_ds import __version__
-from mri_ds.cli import bench, console, convert, data, network, parity, results, train
+from mri_ds.cli import bench, console, convert, data, network, parity, replay, results, train
 from mri_ds.errors import InputError, RunError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "convert": convert.convert,
     "parity": parity.parity,
+    "replay": replay.replay,
     "evaluate": results.evaluate,
     "predict": results.predict,
 }

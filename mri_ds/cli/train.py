@@ -52,6 +52,9 @@ def train(
             help="Go on where a subject's bytes are damaged or gone: masked, counted and named. Up to a tenth of a split.",
         ),
     ] = False,
+    profile: Annotated[
+        str, typer.Option("--profile", metavar="STEPS", help="Trace these steps into RUN/profile, as 20-22 or 5,20.")
+    ] = "",
     resolve_only: Annotated[bool, typer.Option("--resolve-only", help="Print what would run, as JSON, and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the final figures as one JSON object on stdout.")] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0,  # DeepSpeed's launcher adds it
@@ -87,13 +90,14 @@ def train(
     if count > 1 or restarts:
         from mri_ds.training.supervisor import Supervisor
 
-        options = _options(*what) + (["--json"] if json else [])
+        options = _options(*what) + (["--json"] if json else []) + ([f"--profile={profile}"] if profile else [])
         command = ["-m", "mri_ds", "train", *options]
         raise typer.Exit(Supervisor(command, ranks=count, restarts=restarts, timeout_s=training.timeout_s).run())
-    _train(*what, timeout_s=training.timeout_s, is_rank=is_launched, as_json=json)
+    how = {"profile": profile} if profile else {}
+    _train(*what, timeout_s=training.timeout_s, is_rank=is_launched, as_json=json, **how)
 
 
-def _train(*what: Any, timeout_s: float, is_rank: bool, as_json: bool) -> None:
+def _train(*what: Any, timeout_s: float, is_rank: bool, as_json: bool, **how: Any) -> None:
     """This process's part: all of the run, or that of one rank. Exits with the code that tells how it ended."""
     from mri_ds.training import heart, launchers, signals
 
@@ -101,7 +105,7 @@ def _train(*what: Any, timeout_s: float, is_rank: bool, as_json: bool) -> None:
     run = what[-1]
     with signals.listening(), heart.beating(run, timeout_s) if is_rank else nullcontext():  # before imports that take seconds
         try:
-            result = _run_quietly(*what) if as_json else _run(*what)
+            result = _run_quietly(*what, **how) if as_json else _run(*what, **how)
         except signals.Stopped as stopped:
             if _is_first_rank():
                 print(stopped, file=sys.stderr, flush=True)

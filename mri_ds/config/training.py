@@ -39,3 +39,9 @@ class TrainingConfig(Strict):
     keep_last: int = Field(default=2, ge=1)  # checkpoints that stay: the newest ones,
     keep_every: int = Field(default=0, ge=0)  # those of steps that this divides (0: none),
     keep_best: str = ""  # and that of the lowest scalar of this name in the log, as loss/tumour; "-" before it: of the highest
+    validate_every: int = Field(default=100, ge=0)  # 0: never
+    validate_subjects: int = Field(default=4, ge=1)  # held out, of split val, or else test
+    max_nonfinite: int = Field(default=5, ge=1)  # steps in a row whose loss or gradient is not finite, after which the run stops
+    rollback_deviations: float = Field(default=0.0, ge=0)  # 0 is off; a loss so many robust standard deviations above the last 50
+    #                                                        sends weights and moments back to the last checkpoint
+    wandb: str = ""  # project; empty tells Weights & Biases nothing

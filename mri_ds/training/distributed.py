@@ -3,6 +3,7 @@
 Every launcher (deepspeed, torchrun, srun, mpirun, none) ends up here; without one, a single process is a world of one.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -204,6 +205,15 @@ def by_first_rank(work: Callable[[], None]) -> None:
     kind, _, text = word.partition(":")
     if text:
         raise InputError(text) if kind == "input" else RunError(text)
+
+
+def gather_json(value: Any) -> list[Any]:
+    """A plain value (numbers, texts, lists, mappings by text, None) of every rank, in their order."""
+    own = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = gather(torch.tensor(len(own)))
+    padded = torch.zeros(int(sizes.max()), dtype=torch.uint8)
+    padded[: len(own)] = own
+    return [json.loads(bytes(row[:size].tolist())) for row, size in zip(gather(padded), sizes.tolist(), strict=True)]
 
 
 def barrier() -> None:

@@ -7,7 +7,8 @@ import json
 import shutil
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,13 +30,16 @@ from mri_ds.training.checkpoint import Checkpoints, export, tell_cause
 from mri_ds.training.course import Course
 from mri_ds.training.engine import build_engine, build_objective
 from mri_ds.training.expert_load import ExpertLoad
-from mri_ds.training.probe import draw_probe
-from mri_ds.training.progress import Progress
-from mri_ds.training.tracker import Tracker
+from mri_ds.training.nonfinite import StepGuard
+from mri_ds.training.profile import Profile, parse_steps
+from mri_ds.training.replay import write_dump
+from mri_ds.training.spikes import SpikeWatch
+from mri_ds.training.watch import Watch
 from mri_ds.training.window import Window
 
 HOW_READ = {"num_workers", "skip_unreadable", "cache_dir", "cache_gib"}  # fields of DataConfig
 HOW_RUN = {"timeout_s", "checkpoint_every", "checkpoint_async", "keep_last", "keep_every", "keep_best"}  # of TrainingConfig
+HOW_WATCHED = {"log_every", "image_every", "validate_every", "validate_subjects", "max_nonfinite", "wandb"}  # of TrainingConfig
 
 
 def train(
@@ -47,12 +51,15 @@ def train(
     run_dir: Path,
     *,
     resolve_only: bool = False,
+    profile: str = "",
 ) -> dict[str, Any]:
     """Trains, or goes on from the run folder's last checkpoint, and leaves RUN/model.safetensors.
 
     `scale` None is taken from the JSON's name. `resolve_only` returns {"run", "ds_config"} as they would be used, without
-    touching the network. Raises InputError for anything a user can mend before the first step.
+    touching the network. `profile`: steps to trace, as "20-22". Raises InputError for anything a user can mend before the first
+    step.
     """
+    parse_steps(profile)  # a wrong one is told before anything is started
     launchers.adopt()
     raw = ds_config.read(ds_config_path)
     if scale is None:
@@ -72,7 +79,7 @@ def train(
     try:
         distributed.tell_world()
         launch = {"scale": scale, "data": address, "ds_config": raw}
-        result = _train(config, resolved, manifest, data, run_dir, launch=launch)
+        result = _train(config, resolved, manifest, data, run_dir, launch=launch, profile=profile)
     except RuntimeError:
         tell_cause()
         raise
@@ -107,7 +114,14 @@ def complete(config: RunConfig, manifest: Manifest, *, where: Path) -> RunConfig
 
 
 def _train(
-    config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data: Path, run_dir: Path, *, launch: dict[str, Any]
+    config: RunConfig,
+    resolved: dict[str, Any],
+    manifest: Manifest,
+    data: Path,
+    run_dir: Path,
+    *,
+    launch: dict[str, Any],
+    profile: str,
 ) -> dict[str, Any]:
     training, rank = config.training, distributed.rank()
     _prepare_run_folder(run_dir, config, resolved, manifest)
@@ -119,49 +133,55 @@ def _train(
     order = make_order(dataset, config.data, seed=training.seed, global_batch=training.global_batch)
     course = Course(config, dataset, order, micro_batch=resolved["train_micro_batch_size_per_gpu"])
     checkpoints = Checkpoints(engine, run_dir, training)
-    start = checkpoints.resume(course.load_state)
-    tracker = Tracker(run_dir, is_writer=rank == 0, start_step=start)
-    progress = Progress(training.steps, start, is_shown=rank == 0)
+    spikes = SpikeWatch(training.rollback_deviations)
+
+    def load_state(state: Mapping[str, Any]) -> None:
+        course.load_state(state)
+        spikes.load_state(state.get("spikes", []))
+
+    def save(step: int) -> None:
+        data_state = course.state(step) | {"spikes": spikes.state()}
+        checkpoints.save(step, batch=batch, data=data_state, scalars=watch.scalars)
+
+    start = checkpoints.resume(load_state)
+    watch = Watch(engine, config, resolved, dataset, run_dir, start_step=start)
     if start:
-        progress.say(f"resuming from step {start} of {training.steps} ({run_dir / 'checkpoints'})")
-    window, scalars = Window(), dict[str, float]()
-    saved, probe = start, Batch()  # type: ignore[typeddict-item]  # there is no batch before the first step
+        watch.say(f"resuming from step {start} of {training.steps} ({run_dir / 'checkpoints'})")
+    guard = StepGuard(engine, max_in_row=training.max_nonfinite, dump=partial(write_dump, engine, run_dir))
+    profiler = Profile(parse_steps(profile), engine, run_dir)
+    saved, batch = start, Batch()  # type: ignore[typeddict-item]  # there is no batch before the first step
     for step in range(start + 1, training.steps + 1):
         asked, has_failed = distributed.maximum(signals.heard(), checkpoints.has_failed)
         if has_failed:
             checkpoints.wait()  # raises, on all ranks after the same step
         if asked:
             if step - 1 > saved:
-                checkpoints.save(step - 1, batch=probe, data=course.state(step - 1), scalars=scalars)
+                save(step - 1)
             checkpoints.wait()
-            tracker.close()
+            watch.close()
             _leave(run_dir, signals.signal_of(asked), step - 1)
         heart.progress(step - 1)
         torch.manual_seed(np.random.SeedSequence([training.seed, step, rank]).generate_state(1)[0].item())
-        losses, probe = train_step(engine, course.batches(step - 1), window, course.hear)
+        with profiler.step(step):
+            losses, batch = train_step(engine, course.batches(step - 1), watch.window, course.hear, guard.see)
+        result = guard.end_step(step)
         course.end_step(step)
-        load.balance(rate=training.balance_rate)
-        if step % training.log_every == 0 or step == training.steps:
-            scalars = window.scalars(engine, config, load.scalars(), losses) | course.scalars(step)
-            _check_finite(scalars["loss"], step)
-            tracker.scalars(step, scalars)
-            progress.update(step, scalars)
-            for line in load.warnings(rate=training.balance_rate):
-                progress.say(line)
-        if step % training.image_every == 0 or step == training.steps:
-            picture = draw_probe(engine.module.net, probe)
-            if picture is not None:
-                tracker.image(step, "prediction", picture)
+        load.balance(rate=0.0 if result.is_skipped else training.balance_rate)
+        if spikes.is_spike(result.loss):
+            checkpoints.wait()
+            if back := spikes.roll_back(engine, checkpoints.resume, step):
+                watch.say(f"step {step}: the loss jumped to {result.loss:.4g}; going on with the weights of step {back}")
+        watch.tell(step, result, losses, load, course.scalars(step), batch)
         if step % training.checkpoint_every == 0 and step < training.steps:
-            checkpoints.save(step, batch=probe, data=course.state(step), scalars=scalars)
+            save(step)
             saved = step
+    profiler.close()
     heart.progress(training.steps)
     if start < training.steps:
-        checkpoints.save(training.steps, batch=probe, data=course.state(training.steps), scalars=scalars)
+        save(training.steps)
     export(engine, run_dir)
     checkpoints.wait()
-    tracker.close()
-    progress.close()
+    watch.close()
     return {"run": str(run_dir), "steps": training.steps, "resumed_from": start}
 
 
@@ -177,28 +197,31 @@ def _leave(run_dir: Path, signum: int, step: int) -> NoReturn:
 
 
 def train_step(
-    engine: Any, batches: Iterator[Batch], window: Window, hear: Callable[[torch.Tensor], None] = lambda losses: None
+    engine: Any,
+    batches: Iterator[Batch],
+    window: Window,
+    hear: Callable[[torch.Tensor], None] = lambda losses: None,
+    see: Callable[[Batch, float], None] = lambda batch, loss: None,
 ) -> tuple[dict[str, float], Batch]:
     """One weight update, made of `gradient_accumulation_steps` micro-batches; mean losses of this rank, and the last batch.
 
-    `hear` is given the losses (B,) of each micro-batch's subjects.
+    `hear` is given the losses (B,) of each micro-batch's subjects, `see` each micro-batch and its loss before the engine steps.
     """
     sums: dict[str, float] = defaultdict(float)
     count = engine.gradient_accumulation_steps()
     for _ in range(count):
         with window.time("data"):
             batch = next(batches)
-        with window.time("forward"):
-            losses = engine(distributed.to_device(batch))
+        losses = window.forward(partial(engine, distributed.to_device(batch)), tuple(batch["image"].shape))
         with window.time("backward"):
             engine.backward(losses["loss"])
+        see(batch, float(losses["loss"].detach()))
         with window.time("step"):
             engine.step()  # weights move only on the last micro-batch
         if SUBJECT_LOSS in losses:
             hear(losses.pop(SUBJECT_LOSS))
         for key, value in losses.items():
             sums[key] += float(value.detach()) / count
-    window.voxels += count * batch["image"].numel()
     window.steps += 1
     return dict(sums), batch
 
@@ -231,11 +254,6 @@ def _keep_launch(run_dir: Path, launch: dict[str, Any]) -> None:
 def _science(config: RunConfig) -> dict[str, Any]:
     """What a run may not change on its way. How its data are read may, and its checkpoints kept: the batches stay the same."""
     raw = config.model_dump(mode="json")
-    for section, free in (("data", HOW_READ), ("training", HOW_RUN)):
+    for section, free in (("data", HOW_READ), ("training", HOW_RUN | HOW_WATCHED)):
         raw[section] = {key: value for key, value in raw[section].items() if key not in free}
     return raw
-
-
-def _check_finite(loss: float, step: int) -> None:
-    if not np.isfinite(loss):
-        raise RuntimeError(f"the loss is {loss} at step {step}: lower training.lr, or train in fp32 (bf16.enabled false)")

@@ -1,4 +1,4 @@
-"""The picture of a run: a slice of the last batch beside truth and prediction.
+"""The picture of a run: a slice of an image beside truth and prediction.
 
 Axes: B batch, C channel, D H W voxels; the slice is across W.
 """
@@ -9,28 +9,35 @@ import numpy as np
 import torch
 
 from mri_ds.sample import Batch
+from mri_ds.training.aside import aside
 from mri_ds.training.distributed import to_device
 
 
-@torch.no_grad()
 def draw_probe(net: Any, batch: Batch) -> np.ndarray | None:
-    """Middle slice of the batch's first image beside truth and prediction, (H, 3W, 3) uint8. Every rank must call it."""
+    """Middle slice of the batch's first image beside truth and prediction, (H, 3W, 3) uint8. Every rank must call it.
+
+    None without a segmentation task.
+    """
     batch = to_device(batch)
-    dtype = next(net.parameters()).dtype
-    net.eval()
-    out = net(batch["image"].to(dtype), batch["spacing_mm"])
-    net.train()
+    with aside(net):
+        out = net(batch["image"].to(next(net.parameters()).dtype), batch["spacing_mm"])
     tasks = [t for t, x in out.items() if x.ndim == 5]
     if not tasks:
         return None
     task = tasks[0]
-    middle = batch["image"].shape[-1] // 2
-    gray = batch["image"][0, 0, :, :, middle].float()
+    return draw_slices(batch["image"][0, 0], batch["targets"][task][0], out[task][0].argmax(0))
+
+
+def draw_slices(image: torch.Tensor, truth: torch.Tensor | None, guess: torch.Tensor) -> np.ndarray:
+    """Middle slices of image, truth and guess, all (D, H, W), side by side: (H, 3D, 3) uint8; without truth its pane
+
+    l is plain.
+    """
+    middle = image.shape[-1] // 2
+    gray = image[:, :, middle].float()
     gray = (gray - gray.min()) / (gray.max() - gray.min()).clamp_min(1e-6)
-    truth = batch["targets"][task][0, :, :, middle]
-    guess = out[task][0, :, :, :, middle].argmax(0)
-    panels = [_colour(gray, None), _colour(gray, truth), _colour(gray, guess)]
-    return np.concatenate([np.rot90(p) for p in panels], axis=1)
+    labels = [None, None if truth is None else truth[:, :, middle], guess[:, :, middle]]
+    return np.concatenate([np.rot90(_colour(gray, label)) for label in labels], axis=1)
 
 
 PALETTE = np.array(

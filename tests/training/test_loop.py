@@ -8,7 +8,7 @@ import pytest
 from mri_ds.config import RunConfig, load_config
 from mri_ds.data.manifest import read_manifest
 from mri_ds.errors import InputError
-from mri_ds.training.loop import HOW_READ, _prepare_run_folder
+from mri_ds.training.loop import HOW_READ, HOW_WATCHED, _prepare_run_folder
 
 
 @pytest.fixture
@@ -32,6 +32,13 @@ def test_how_data_are_read_may_change_on_the_way(prepare):
     assert load_config(run / "config.yaml").data.num_workers == 2
     assert json.loads((run / "ds_config.json").read_text()) == {"zero": 3}
     assert set(RunConfig().data.model_dump()) >= HOW_READ
+
+
+def test_how_a_run_is_watched_may_change_on_the_way(prepare):
+    prepare()
+    run = prepare("training.validate_every=7", "training.log_every=1", "training.max_nonfinite=2", "training.wandb=trial")
+    assert load_config(run / "config.yaml").training.validate_every == 7
+    assert set(RunConfig().training.model_dump()) >= HOW_WATCHED
 
 
 @pytest.mark.parametrize(
