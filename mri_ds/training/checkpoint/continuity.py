@@ -31,7 +31,7 @@ def choose(batch: Batch) -> dict[str, Tensor]:
         named[key] = batch[key]  # type: ignore[literal-required]
     for section in ("targets", "mask"):
         named |= {f"{section}/{task}": value for task, value in batch[section].items()}  # type: ignore[literal-required]
-    return distributed.from_first_rank({k: v[row : row + 1].detach().cpu().contiguous() for k, v in named.items()})
+    return distributed.from_first_rank({k: v[row : row + 1].detach().cpu().clone() for k, v in named.items()})
 
 
 def measure(engine: Any, probe: Mapping[str, Tensor]) -> dict[str, Any]:
