@@ -60,6 +60,7 @@ def resample_labels(labels: np.ndarray, shape: Sequence[int], orders: Sequence[i
         highest = best[there]  # a view, as is result[there]; a mask as an index would cost six volumes
         result[there].masked_fill_(share > highest + TIE, value)
         torch.maximum(highest, share, out=highest)
+        del share, highest  # before the next class needs as much again
     return result.numpy()
 
 
