@@ -28,6 +28,9 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one YAML key; may be repeated.")
     ] = None,
+    ds_overrides: Annotated[
+        list[str] | None, typer.Option("--ds", metavar="KEY=VALUE", help="Override one key of the JSON; may be repeated.")
+    ] = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="Run folder; resumed if it has checkpoints. Default: runs/SCALE.")
     ] = None,
@@ -38,6 +41,8 @@ def train(
     """Train, or resume, one run. The same command under `deepspeed` trains on many ranks.
 
     Example: `mri-ds train --scale small --data shards --run runs/first --set training.steps=200`
+
+    With ZeRO-2 in float32: `mri-ds train --ds zero_optimization.stage=2 --ds bf16.enabled=false`
 
     On 2 local ranks: `deepspeed --num_accelerators 2 launch/train.py --ds_config ds_configs/small.json`
     """
@@ -51,10 +56,12 @@ def train(
     from mri_ds.training.loop import train as run_training
 
     if not (resolve_only or json):
-        run_training(config, sets, scale, ds_config, data, run)
+        run_training(config, sets, scale, ds_config, data, run, ds_overrides=ds_overrides or [])
         return
     with console.stdout_for_result():
-        result = run_training(config, sets, scale, ds_config, data, run, resolve_only=resolve_only)
+        result = run_training(
+            config, sets, scale, ds_config, data, run, ds_overrides=ds_overrides or [], resolve_only=resolve_only
+        )
     if _is_first_rank():
         console.print_json(result)
 

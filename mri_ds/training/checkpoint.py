@@ -74,5 +74,6 @@ def _full(p: torch.nn.Parameter) -> torch.Tensor:
     """The unsharded float32 value of a parameter under any ZeRO stage: the optimiser's master copy where there is one."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    value = safe_get_full_fp32_param(p)
+    value = getattr(p, "float32_weights", None)  # half precision without ZeRO, see half_precision.py
+    value = safe_get_full_fp32_param(p) if value is None else value
     return (p.detach() if value is None else value).view(getattr(p, "ds_shape", p.shape)).clone()

@@ -106,6 +106,19 @@ def gather(values: torch.Tensor) -> torch.Tensor:
     return torch.stack(everyone).cpu()
 
 
+def from_first_rank(text: str) -> str:
+    """Rank 0's text, on every rank."""
+    if world_size() == 1:
+        return text
+    size = torch.tensor([len(text.encode())], device=device())
+    torch.distributed.broadcast(size, src=0)
+    buffer = torch.zeros(int(size), dtype=torch.uint8, device=device())
+    if rank() == 0:
+        buffer.copy_(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8))
+    torch.distributed.broadcast(buffer, src=0)
+    return bytes(buffer.cpu().tolist()).decode()
+
+
 def barrier() -> None:
     if torch.distributed.is_initialized() and world_size() > 1:
         torch.distributed.barrier()

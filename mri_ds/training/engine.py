@@ -16,6 +16,7 @@ from mri_ds.mri_network import BaseMRINet
 from mri_ds.objectives.supervised import SupervisedObjective
 from mri_ds.training import ds_config as ds
 from mri_ds.training.expert_parallel import install_expert_product
+from mri_ds.training.half_precision import mend_unfused
 
 VOLUME_HEAD_LR = 2.0  # times the learning rate of the rest
 
@@ -41,6 +42,7 @@ def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
         config=ds.for_deepspeed(resolved),
     )
     install_expert_product(engine.module)
+    mend_unfused(engine)
     _gather_in_one(engine)
     return engine
 

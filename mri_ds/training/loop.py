@@ -6,7 +6,7 @@ Everything that happens at intervals (log, picture, checkpoint) stands in `_trai
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ def train(
     data: Path,
     run_dir: Path,
     *,
+    ds_overrides: Sequence[str] = (),
     resolve_only: bool = False,
 ) -> dict[str, Any]:
     """Trains, or goes on from the run folder's last checkpoint, and leaves RUN/model.safetensors.
@@ -50,7 +51,7 @@ def train(
     `scale` None is taken from the JSON's name. `resolve_only` returns {"run", "ds_config"} as they would be used, without
     touching the network. Raises InputError for anything a user can mend before the first step.
     """
-    raw = ds_config.read(ds_config_path)
+    raw = ds_config.read(ds_config_path, ds_overrides)
     if scale is None:
         scale = ds_config_path.stem
         if scale not in SCALES:
@@ -64,6 +65,7 @@ def train(
     if resolve_only or manifest is None:
         return {"run": config.model_dump(mode="json"), "ds_config": resolved}
     distributed.start()
+    resolved = json.loads(distributed.from_first_rank(json.dumps(resolved)))  # nodes of two kinds must not differ in precision
     try:
         return _train(config, resolved, manifest, data, run_dir)
     finally:
