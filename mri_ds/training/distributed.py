@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,22 @@ def prepare_environment() -> None:
         os.environ["PATH"] = f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}"
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         for lock in folder.glob("*/lock"):
-            lock.unlink(missing_ok=True)
+            if not _is_open(lock):  # else another run is building just now, and would fail without its lock
+                lock.unlink(missing_ok=True)
         os.environ.setdefault("RANK", "0")
         os.environ.setdefault("LOCAL_RANK", "0")
         os.environ.setdefault("WORLD_SIZE", "1")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a process that we may look into has the file open, as the holder of a build lock has."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(link) == str(path.resolve()):
+                return True
+    return False
 
 
 def start() -> None:
@@ -124,7 +135,7 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,7 +28,8 @@ SETS = ["model.drop_path=0", "model.token_stride=[4,4,4]", "training.global_batc
 def run(cases: dict, *, ranks: int, folder: Path, steps: int, sets=(), timeout_s: float = 240, **job) -> dict:
     """{case: what it told}; fails with the ranks' output when one of them fails.
 
-    A case: {"ds": overrides, and optionally "sets": YAML overrides, "export": bool, "resume": bool}.
+    A case: {"ds": overrides, and optionally "sets": YAML overrides, "export", "resume", "moments": bool}. With "moments", Adam's first
+    moment after step 1, which is 1 - beta times the clipped gradient, is left in CASE/moments.safetensors by our own names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "job.json"
@@ -50,9 +52,20 @@ def run(cases: dict, *, ranks: int, folder: Path, steps: int, sets=(), timeout_s
             stack.callback(process.wait)
             stack.callback(process.kill)
             started.append(process)
-        codes = [process.wait(timeout=timeout_s) for process in started]
+        codes = _wait(started, timeout_s)
     assert codes == [0] * ranks, "\n".join(log.read_text()[-3000:] for log in logs)
     return json.loads((folder / "told.json").read_text())
+
+
+def _wait(started: list, timeout_s: float) -> list:
+    """Exit codes once all have ended, or one has failed: its peers would wait for it."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        codes = [process.poll() for process in started]
+        if None not in codes or any(codes):
+            break
+        time.sleep(0.1)
+    return codes
 
 
 def batch_of(step: int, total: int, part: slice) -> dict:
@@ -110,7 +123,7 @@ def _case(name: str, case: dict, job: dict) -> dict:
     folder.mkdir(exist_ok=True)
     half = job["steps"] // 2 if case.get("resume") else job["steps"]
     engine = _engine(config, resolved)
-    told = _steps(engine, config, range(half))
+    told = _steps(engine, config, range(half), moments=folder / "moments.safetensors" if case.get("moments") else None)
     if case.get("resume"):
         checkpoint.save(engine, folder, half, data={})
         _drop(engine)
@@ -136,7 +149,7 @@ def _engine(config, resolved, seed=0):
     return build_engine(build_objective(config), resolved)
 
 
-def _steps(engine, config, steps) -> dict:
+def _steps(engine, config, steps, moments=None) -> dict:
     from mri_ds.training import distributed
     from mri_ds.training.expert_parallel import balance
     from mri_ds.training.loop import train_step
@@ -151,10 +164,31 @@ def _steps(engine, config, steps) -> dict:
             for start in range(0, total, micro * world)
         )
         mean, _ = train_step(engine, batches, Window())
+        if moments is not None and step == 0:
+            _save_moments(engine, moments)
         balance(engine.module, rate=config.training.balance_rate)
         losses.append(distributed.average({"loss": mean["loss"]})["loss"])
         norms.append(float(engine.get_global_grad_norm() or 0.0))
     return {"losses": losses, "norms": norms}
+
+
+def _save_moments(engine, path: Path) -> None:
+    from deepspeed.utils import safe_get_full_optimizer_state
+    from safetensors.torch import save_file
+
+    from mri_ds.training import distributed
+    from mri_ds.training.expert_parallel import own_state
+
+    def moment(p):
+        plain = getattr(engine.optimizer, "state", {}).get(p)
+        value = plain["exp_avg"] if plain else safe_get_full_optimizer_state(p, "exp_avg")
+        return value.view(getattr(p, "ds_shape", p.shape)).clone()
+
+    state = {name: moment(p) for name, p in engine.module.named_parameters()} | dict(engine.module.named_buffers())
+    state = own_state(engine.module, state)
+    if distributed.rank() == 0:
+        names = [name for name in state if "tokens_per_expert" not in name and not name.endswith("correction_bias")]
+        save_file({name: state[name].detach().float().contiguous().clone() for name in names}, path)
 
 
 def _drop(engine) -> None:
