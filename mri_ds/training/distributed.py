@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -32,14 +33,26 @@ def prepare_environment() -> None:
     if shutil.which("ninja") is None:  # started by full path, without the environment's bin folder on PATH
         os.environ["PATH"] = f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}"
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        for lock in folder.glob("*/lock"):
-            if not _is_open(lock):  # else another run is building just now, and would fail without its lock
-                lock.unlink(missing_ok=True)
+        _remove_stale(list(folder.glob("*/lock")))
         os.environ.setdefault("RANK", "0")
         os.environ.setdefault("LOCAL_RANK", "0")
         os.environ.setdefault("WORLD_SIZE", "1")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))
+
+
+def _remove_stale(locks: list[Path]) -> None:
+    """Removes locks whose builder is gone; one that is building just now would fail without its lock."""
+    seen = {lock: _inode(lock) for lock in locks if not _is_open(lock)}
+    if seen:
+        time.sleep(1)  # a builder that has just finished closes its lock before it removes it
+    for lock, inode in seen.items():
+        if inode is not None and _inode(lock) == inode and not _is_open(lock):
+            lock.unlink(missing_ok=True)
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
 
 
 def _is_open(path: Path) -> bool:

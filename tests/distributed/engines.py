@@ -28,8 +28,8 @@ SETS = ["model.drop_path=0", "model.token_stride=[4,4,4]", "training.global_batc
 def run(cases: dict, *, ranks: int, folder: Path, steps: int, sets=(), timeout_s: float = 240, **job) -> dict:
     """{case: what it told}; fails with the ranks' output when one of them fails.
 
-    A case: {"ds": overrides, and optionally "sets": YAML overrides, "export", "resume", "moments": bool}. With "moments", Adam's first
-    moment after step 1, which is 1 - beta times the clipped gradient, is left in CASE/moments.safetensors by our own names.
+    A case: {"ds": overrides, and optionally "sets": YAML overrides, "export", "resume", "moments": bool}. With "moments", Adam's
+    first moment after step 1, which is 1 - beta times the clipped gradient, is left in CASE/moments.safetensors by our own names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "job.json"
@@ -137,6 +137,7 @@ def _case(name: str, case: dict, job: dict) -> dict:
         "loss_scale": float(getattr(engine.optimizer, "loss_scale", 1.0)),
         "skipped": engine.skipped_steps,
         "resolved": resolved,
+        "swapped_bytes": sum(file.stat().st_size for file in Path(job["folder"], "nvme").rglob("*") if file.is_file()),
     }
     _drop(engine)
     return told

@@ -85,3 +85,25 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(told):
     assert got["skipped"] == 5  # 2^24 is far above what these gradients allow, and five halvings do not reach it
     assert got["loss_scale"] == 2.0**24 / 2**5
     assert all(norm == float("inf") for norm in got["norms"])
+
+
+def has_libaio() -> bool:
+    from mri_ds.training.ds_config.limits import _has_libaio
+
+    return _has_libaio()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not has_libaio(), reason="libaio-dev is not installed")
+def test_offload_to_nvme(told, tmp_path):
+    """The experts are ZeRO-3's, as AutoEP could not save its own. The first run compiles the disk reader: a minute."""
+    folder = tmp_path / "nvme"
+    folder.mkdir()
+    to = f"{{device: nvme, nvme_path: {folder}}}"
+    optimizer, param = (f"zero_optimization.offload_{what}={to}" for what in ("optimizer", "param"))
+    whole = "expert_parallel.enabled=false"
+    cases = {"optimizer": {"ds": [whole, optimizer]}, "param": {"ds": [param]}, "both": {"ds": [whole, optimizer, param]}}
+    got = engines.run(cases, ranks=2, folder=tmp_path, steps=5, timeout_s=500)
+    for name, row in got.items():
+        assert row["losses"] == pytest.approx(told["reference"]["losses"], rel=1e-5), name
+        assert row["swapped_bytes"] > 100_000, name
