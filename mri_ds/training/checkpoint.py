@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from mri_ds.errors import InputError
 from mri_ds.training import distributed
 from mri_ds.training.expert_parallel import own_state
 
@@ -42,6 +43,12 @@ def resume(engine: Any, run_dir: Path, check_data: Callable[[Mapping[str, Any]],
     folder = run_dir / "checkpoints"
     if not (folder / "latest").is_file():
         return 0
+    if engine.zero_nvme_offload_optimizer():  # seen: the weights stay those of the new engine until its first step
+        raise InputError(
+            "DeepSpeed 0.19 does not restore the weights of a run whose moments are on NVMe",
+            where=folder,
+            fix="train such a run in one go, or offload to the cpu; to begin anew choose another --run",
+        )
     _, client_state = engine.load_checkpoint(str(folder))
     check_data(client_state.get("data", {}))
     return int(client_state["step"])

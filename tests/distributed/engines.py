@@ -25,7 +25,7 @@ TASKS = {
 SETS = ["model.drop_path=0", "model.token_stride=[4,4,4]", "training.global_batch=4", "training.lr=0.0005"]
 
 
-def run(cases: dict, *, ranks: int, folder: Path, steps: int, sets=(), timeout_s: float = 240, **job) -> dict:
+def run(cases: dict, *, ranks: int, folder: Path, steps: int, sets=(), timeout_s: float = 240, on_gpu=False, **job) -> dict:
     """{case: what it told}; fails with the ranks' output when one of them fails.
 
     A case: {"ds": overrides, and optionally "sets": YAML overrides, "export", "resume", "moments": bool}. With "moments", Adam's
@@ -42,6 +42,8 @@ def run(cases: dict, *, ranks: int, folder: Path, steps: int, sets=(), timeout_s
             names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
             env = {**launches.environment(), **{k: str(v) for k, v in names.items()}, "MASTER_ADDR": "127.0.0.1"}
             env["PYTHONPATH"] = str(launches.ROOT)
+            if on_gpu:
+                env = {key: value for key, value in env.items() if key not in ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES")}
             process = subprocess.Popen(
                 [sys.executable, __file__, str(path)],
                 env=env,
