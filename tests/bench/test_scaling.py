@@ -23,7 +23,7 @@ def test_ratios_of_given_times():
 def test_ranks_that_do_not_begin_with_one_are_refused(ranks):
     from mri_ds.cli.main import app
 
-    done = CliRunner().invoke(app, ["bench", "scaling", "--ranks", ranks])
+    assert "begins with 1" in refusal("bench", "scaling", "--ranks", ranks)
     assert done.exit_code != 0
 
 
