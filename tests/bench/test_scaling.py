@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
+from commands import refusal
 
 from mri_ds.bench.scaling import TARGETS, _judged, _weak
 
@@ -21,10 +21,7 @@ def test_ratios_of_given_times():
 
 @pytest.mark.parametrize("ranks", ["2,4", "1,1", "one", ""])
 def test_ranks_that_do_not_begin_with_one_are_refused(ranks):
-    from mri_ds.cli.main import app
-
     assert "begins with 1" in refusal("bench", "scaling", "--ranks", ranks)
-    assert done.exit_code != 0
 
 
 @pytest.mark.timeout(400)

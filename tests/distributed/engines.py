@@ -28,8 +28,8 @@ SETS = ["model.drop_path=0", "model.token_stride=[4,4,4]", "training.global_batc
 def run(cases: dict, *, ranks: int, folder: Path, steps: int, sets=(), timeout_s: float = 240, on_gpu=False, **job) -> dict:
     """{case: what it told}; fails with the ranks' output when one of them fails.
 
-    A case: {"ds": overrides, and optionally "sets": YAML overrides, "export", "resume", "moments": bool}. With "moments", Adam's
-    first moment after step 1, which is 1 - beta times the clipped gradient, is left in CASE/moments.safetensors by our own names.
+    A case: {"ds": overrides, and optionally "sets": YAML overrides, "export": bool, "resume": bool, "sgd": learning rate}. SGD takes
+    the place of AdamW, whose updates do not tell a gradient from its double.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "job.json"
@@ -121,11 +121,13 @@ def _case(name: str, case: dict, job: dict) -> dict:
     config.tasks = {task: TaskConfig(**facts) for task, facts in TASKS.items()}
     raw = ds_config.read(launches.ROOT / "ds_configs/tiny.json", case["ds"])
     resolved = ds_config.resolve(raw, config, world_size=distributed.world_size())
+    if "sgd" in case:
+        resolved["optimizer"] = {"type": "SGD", "params": {"lr": case["sgd"], "weight_decay": 0.0}}
     folder = Path(job["folder"]) / name.replace(" ", "-")
     folder.mkdir(exist_ok=True)
     half = job["steps"] // 2 if case.get("resume") else job["steps"]
     engine = _engine(config, resolved)
-    told = _steps(engine, config, range(half), moments=folder / "moments.safetensors" if case.get("moments") else None)
+    told = _steps(engine, config, range(half))
     if case.get("resume"):
         checkpoint.save(engine, folder, half, data={})
         _drop(engine)
@@ -152,7 +154,7 @@ def _engine(config, resolved, seed=0):
     return build_engine(build_objective(config), resolved)
 
 
-def _steps(engine, config, steps, moments=None) -> dict:
+def _steps(engine, config, steps) -> dict:
     from mri_ds.training import distributed
     from mri_ds.training.expert_parallel import balance
     from mri_ds.training.loop import train_step
@@ -167,31 +169,10 @@ def _steps(engine, config, steps, moments=None) -> dict:
             for start in range(0, total, micro * world)
         )
         mean, _ = train_step(engine, batches, Window())
-        if moments is not None and step == 0:
-            _save_moments(engine, moments)
         balance(engine.module, rate=config.training.balance_rate)
         losses.append(distributed.average({"loss": mean["loss"]})["loss"])
         norms.append(float(engine.get_global_grad_norm() or 0.0))
     return {"losses": losses, "norms": norms}
-
-
-def _save_moments(engine, path: Path) -> None:
-    from deepspeed.utils import safe_get_full_optimizer_state
-    from safetensors.torch import save_file
-
-    from mri_ds.training import distributed
-    from mri_ds.training.expert_parallel import own_state
-
-    def moment(p):
-        plain = getattr(engine.optimizer, "state", {}).get(p)
-        value = plain["exp_avg"] if plain else safe_get_full_optimizer_state(p, "exp_avg")
-        return value.view(getattr(p, "ds_shape", p.shape)).clone()
-
-    state = {name: moment(p) for name, p in engine.module.named_parameters()} | dict(engine.module.named_buffers())
-    state = own_state(engine.module, state)
-    if distributed.rank() == 0:
-        names = [name for name in state if "tokens_per_expert" not in name and not name.endswith("correction_bias")]
-        save_file({name: state[name].detach().float().contiguous().clone() for name in names}, path)
 
 
 def _drop(engine) -> None:
