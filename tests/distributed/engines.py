@@ -28,8 +28,8 @@ SETS = ["model.drop_path=0", "model.token_stride=[4,4,4]", "training.global_batc
 def run(cases: dict, *, ranks: int, folder: Path, steps: int, sets=(), timeout_s: float = 240, on_gpu=False, **job) -> dict:
     """{case: what it told}; fails with the ranks' output when one of them fails.
 
-    A case: {"ds": overrides, and optionally "sets": YAML overrides, "export": bool, "resume": bool, "sgd": learning rate}. SGD takes
-    the place of AdamW, whose updates do not tell a gradient from its double.
+    A case: {"ds": overrides, and optionally "sets": YAML overrides, "export": bool, "resume": bool, "sgd": rate}. SGD takes the
+    place of AdamW, whose updates do not tell a gradient from its double.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "job.json"
