@@ -8,7 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mri_ds.cli.main import main
+from mri_ds.training.signals import listen
 
 if __name__ == "__main__":
+    listen()  # at once: a signal that comes during the imports must not end this rank
+    from mri_ds.cli.main import main
+
     main(["train", *sys.argv[1:]])

@@ -29,6 +29,10 @@ class CorruptError(InputError):
         return _SaidCorrupt, (str(self),)
 
 
+class RunError(RuntimeError):
+    """A run that cannot go on for a reason outside of the program, as a full disk: one line, exit code 1."""
+
+
 class _Said(InputError):
     """An InputError that came from another process, its text ready-made."""
 

@@ -37,7 +37,7 @@ def main() -> None:
     config = loop.complete(config, read_manifest(options.data), where=options.data)
     world, rank = distributed.world_size(), distributed.rank()
     resolved = ds_config.resolve(ds_config.read(options.ds_config), config, world_size=world)
-    distributed.start()
+    distributed.start(600)
     torch.manual_seed(config.training.seed)
     engine = build_engine(build_objective(config), resolved)
     batches = make_loader(

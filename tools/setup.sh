@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sets everything up, once: system packages, .venv, PyTorch, this package, DeepSpeed's CPU operator.
+# Sets everything up, once: system packages, .venv, PyTorch, this package.
 #
 #   bash tools/setup.sh          what training and the demo need
-#   bash tools/setup.sh --dev    and what the tests need
+#   bash tools/setup.sh --dev    and what the tests need, Debian packages of ssh, Slurm and a browser included
 #
 # A second run finds its stamp and ends at once. Where packages come from is pip's own configuration (PIP_INDEX_URL and so on).
 # tools/demo.sh and tools/test.sh source this file: they get its environment too.
@@ -14,6 +14,8 @@ log=$root/.venv/setup.log
 extras=""
 [ "${1:-}" = --dev ] && extras="[dev]"
 child=""
+as_root=(env)
+[ "$(id -u)" -eq 0 ] || as_root=(sudo)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -40,6 +42,7 @@ phase() {
     child=""
     if [ "$code" -ne 0 ]; then
         tail -n 30 "$log" >&2
+        [ -z "${optional:-}" ] || { say "$what failed (exit code $code)"; return "$code"; }
         fail "$what failed (exit code $code); the whole log is $log"
     fi
     say "$what: $((SECONDS - began)) s"
@@ -63,9 +66,9 @@ find_python() {
     return 1
 }
 
-# Debian splits Python into parts, and a bare machine has no compiler; DeepSpeed compiles its CPU operator with it.
+# Debian splits Python into parts, and a bare machine has no compiler; DeepSpeed compiles what offload to NVMe needs at first use.
 install_system_packages() {
-    local missing=() as_root=()
+    local missing=()
     [ -n "$python" ] || missing+=(python3)
     [ -n "$python" ] && "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     [ -n "$python" ] && "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null \
@@ -75,13 +78,47 @@ install_system_packages() {
     command -v apt-get >/dev/null || fail "missing: ${missing[*]} (Debian's names); install them and run this again"
     if [ "$(id -u)" -ne 0 ]; then
         command -v sudo >/dev/null || fail "as root, run: apt-get install ${missing[*]}"
-        as_root=(sudo)
         sudo -v || fail "as root, run: apt-get install ${missing[*]}"
     fi
-    phase "apt-get update" ${as_root[@]+"${as_root[@]}"} apt-get update
-    phase "apt-get install ${missing[*]}" ${as_root[@]+"${as_root[@]}"} env DEBIAN_FRONTEND=noninteractive \
+    phase "apt-get update" "${as_root[@]}" apt-get update
+    phase "apt-get install ${missing[*]}" "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y --no-install-recommends "${missing[@]}"
 }
+
+# Programs that some tests start: four machines with ssh, Slurm, a browser. Training needs none of them, so whatever keeps them
+# from being installed is a warning, and those tests skip and say why.
+install_test_packages() {
+    local missing=() pair
+    for pair in sshd:openssh-server ssh:openssh-client pdsh:pdsh slurmctld:slurm-wlm munged:munge ip:iproute2 numactl:numactl \
+        chromium:chromium; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    local skipped="some tests will skip without Debian's ${missing[*]}"
+    command -v apt-get >/dev/null || { say "no apt-get here: $skipped"; return 0; }
+    [ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null || { say "neither root nor sudo without a password: $skipped"; return 0; }
+    optional=yes phase "apt-get update" "${as_root[@]}" apt-get update || { say "$skipped"; return 0; }
+    optional=yes phase "apt-get install ${missing[*]}, for tests" \
+        "${as_root[@]}" bash -c "$programs_without_services" - "${missing[@]}" || say "$skipped"
+}
+
+# Only the programs are wanted. Debian asks policy-rc.d before it starts a service (101: do not), and what was not there before is
+# not started with the machine either.
+programs_without_services='
+    set -e
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+        printf "#!/bin/sh\nexit 101\n" >$policy
+        chmod +x $policy
+        trap "rm -f $policy" EXIT
+    fi
+    new=""
+    for unit in ssh.service ssh.socket munge.service slurmctld.service slurmd.service; do
+        [ -e /lib/systemd/system/$unit ] || new="$new $unit"
+    done
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+    [ -z "$new" ] || ! command -v systemctl >/dev/null || systemctl disable $new || true
+'
 
 # A folder that was moved or copied has scripts that point to the old place: start over.
 make_venv() {
@@ -100,14 +137,6 @@ install_packages() {
     phase "mri_ds$extras and what it needs" "${pip[@]}" -e "$root$extras"
 }
 
-# Compiled once here (about 45 s), not by the first training step. A build that was killed leaves a lock that would make every
-# later one wait for ever; nobody else builds now, since this script holds its own lock.
-build_cpu_operator() {
-    find "$TORCH_EXTENSIONS_DIR" -name lock -delete 2>/dev/null || true
-    phase "DeepSpeed's CPU communication operator" env DS_ACCELERATOR=cpu PATH="$venv/bin:$PATH" "$venv/bin/python" -c \
-        'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load()'
-}
-
 stamp() { printf '%s %s ' "$root" "$1"; cat "$root/setup.py" "$root/tools/setup.sh" "$venv/pyvenv.cfg" | sha256sum; }
 
 is_done() { [ -f "$venv/stamp$1" ] && [ "$(cat "$venv/stamp$1")" = "$(stamp "$1" 2>/dev/null)" ]; }
@@ -119,7 +148,6 @@ set_up() {
     make_venv
     rm -f "$venv"/stamp*
     install_packages
-    build_cpu_operator
     stamp "" >"$venv/stamp"
     [ -z "$extras" ] || stamp "$extras" >"$venv/stamp$extras"
 }
@@ -130,6 +158,7 @@ trap 'stop 143' TERM HUP
 exec 9<"${BASH_SOURCE[0]}"
 flock 9 # two terminals: the second waits for the first and finds everything done
 is_done "$extras" || set_up
+[ -z "$extras" ] || install_test_packages
 exec 9<&-
 trap - INT TERM HUP
 

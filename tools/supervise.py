@@ -1,26 +1,19 @@
 """Runs commands and leaves nothing running, whatever ends it: success, failure, Ctrl-C or SIGTERM.
 
 DeepSpeed's single-node launcher orphans its ranks when it is told to stop, and ranks may sit in other sessions, so process
-groups are not enough. This process makes itself the parent of every orphan below it (Linux' child subreaper) and ends its
-descendants by id: SIGTERM, and SIGKILL after a grace of 5 s.
+groups are not enough: see mri_ds/training/processes.py. Descendants get SIGTERM, and SIGKILL after a grace of 5 s.
 """
 
-import ctypes
-import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-import psutil
+from mri_ds.training import processes
 
 GRACE_S = 5.0
-GIVE_UP_S = 15.0  # a process that SIGKILL has not ended by then hangs in the kernel
 TICK_S = 1.0
-PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -34,8 +27,7 @@ class Stopped(BaseException):
 
 def take_charge() -> None:
     """Call once, first: orphans become this process's children, and the stop signals raise Stopped."""
-    failed = ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    assert failed == 0, f"prctl: {os.strerror(ctypes.get_errno())}"
+    processes.adopt_orphans()
     for signum in STOP_SIGNALS:
         signal.signal(signum, _stop)
 
@@ -68,17 +60,8 @@ def run(
 def end_all() -> None:
     """Ends every descendant of this process. Stop signals that come meanwhile are ignored: this is what they ask for."""
     before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in STOP_SIGNALS}
-    start = time.monotonic()
-    told: set[psutil.Process] = set()
-    while (alive := _descendants()) and time.monotonic() - start < GIVE_UP_S:
-        is_late = time.monotonic() - start > GRACE_S
-        for process in alive:
-            if is_late or process not in told:
-                _send(process, signal.SIGKILL if is_late else signal.SIGTERM)
-        told.update(alive)
-        time.sleep(0.05)
-    if alive:
-        print(f"still running: processes {[process.pid for process in alive]}", flush=True)
+    if left := processes.end_descendants(grace_s=GRACE_S):
+        print(f"still running: processes {left}", flush=True)
     for signum, handler in before.items():
         signal.signal(signum, handler)
 
@@ -88,30 +71,6 @@ def _wait(process: subprocess.Popen) -> int | None:
         return process.wait(timeout=TICK_S)
     except subprocess.TimeoutExpired:
         return None
-
-
-def _descendants() -> list[psutil.Process]:
-    """Living processes below this one. Dead children are reaped first: orphans that ended here have no other parent."""
-    _reap()
-    return [process for process in psutil.Process().children(recursive=True) if _is_alive(process)]
-
-
-def _reap() -> None:
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _send(process: psutil.Process, signum: int) -> None:
-    with suppress(psutil.NoSuchProcess):
-        process.send_signal(signum)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

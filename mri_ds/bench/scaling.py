@@ -11,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mri_ds.bench.scaling_rank import ANSWER
-from mri_ds.training.distributed import free_port
 from mri_ds.training.ds_config import supports_bf16
+from mri_ds.training.launchers import free_port
 
 Progress = Callable[[int, int], None]
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -78,10 +79,16 @@ def bench_scaling(
     common = {"scale": scale, "patch": patch, "bf16": bf16, "ds_config": str(DS_CONFIGS / f"{scale}.json")}
     precision = [f"bf16.enabled={str(bf16).lower()}", "fp16.enabled=false", "activation_checkpointing.level=none"]
     with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mri-ds-bench-"))
 
         def team(ranks: int, batch: int, stage: int = 3, *, plain: bool = False) -> Team:
             sets = [f"training.global_batch={batch}", "model.token_stride=[8,8,8]", "training.steps=1000"]
-            job = common | {"sets": sets, "ds": [f"zero_optimization.stage={stage}", *precision], "plain": plain}
+            job = common | {
+                "sets": sets,
+                "ds": [f"zero_optimization.stage={stage}", *precision],
+                "plain": plain,
+                "folder": folder,
+            }
             return Team(ranks, stack, micro_batch=batch // ranks, threads=2 if plain else 1, **job)
 
         teams = {

@@ -7,7 +7,6 @@ Every answer is one line that begins with ANSWER.
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,20 +32,19 @@ def main(job: dict[str, Any]) -> None:
     config.tasks = TASKS
     batch = make_batch(job["micro_batch"], job["patch"])
     step, save = _plain(config, batch, job) if job["plain"] else _on_deepspeed(config, batch, job)
-    with tempfile.TemporaryDirectory(prefix="mri-ds-bench-") as folder:
-        for line in sys.stdin:
-            if not line.strip():
-                break
-            verb, count = line.split()
-            began = time.perf_counter()
-            if verb == "product":
-                _products(int(count), job["bf16"])
-            else:
-                if verb == "save":
-                    save(Path(folder))
-                for _ in range(int(count)):
-                    step()
-            print(f"\n{ANSWER}{json.dumps(time.perf_counter() - began)}", flush=True)
+    for line in sys.stdin:
+        if not line.strip():
+            break
+        verb, count = line.split()
+        began = time.perf_counter()
+        if verb == "product":
+            _products(int(count), job["bf16"])
+        else:
+            if verb == "save":
+                save()
+            for _ in range(int(count)):
+                step()
+        print(f"\n{ANSWER}{json.dumps(time.perf_counter() - began)}", flush=True)
 
 
 def make_batch(count: int, patch: int) -> Batch:
@@ -64,7 +62,7 @@ def make_batch(count: int, patch: int) -> Batch:
     }
 
 
-Verb = tuple[Callable[[], None], Callable[[Path], None]]
+Verb = tuple[Callable[[], None], Callable[[], None]]
 
 
 def _plain(config: RunConfig, batch: Batch, job: dict[str, Any]) -> Verb:
@@ -84,17 +82,18 @@ def _plain(config: RunConfig, batch: Batch, job: dict[str, Any]) -> Verb:
         optimizer.step()
         optimizer.zero_grad()
 
-    return step, lambda folder: None
+    return step, lambda: None
 
 
 def _on_deepspeed(config: RunConfig, batch: Batch, job: dict[str, Any]) -> Verb:
     """As `mri-ds train` does it."""
-    from mri_ds.training import checkpoint, distributed, ds_config
+    from mri_ds.training import distributed, ds_config
+    from mri_ds.training.checkpoint import Checkpoints
     from mri_ds.training.engine import build_engine, build_objective
     from mri_ds.training.loop import train_step
     from mri_ds.training.window import Window
 
-    distributed.start()
+    distributed.start(600)
     raw = ds_config.read(Path(job["ds_config"]), job["ds"])
     resolved = ds_config.resolve(raw, config, world_size=distributed.world_size())
     engine = build_engine(build_objective(config), resolved)
@@ -103,9 +102,11 @@ def _on_deepspeed(config: RunConfig, batch: Batch, job: dict[str, Any]) -> Verb:
     def step() -> None:
         train_step(engine, iter([batch] * engine.gradient_accumulation_steps()), window)
 
-    def save(folder: Path) -> None:
-        at = Path(distributed.from_first_rank(str(folder)))
-        checkpoint.save(engine, at, engine.global_steps, data={})
+    kept: list[Checkpoints] = []
+
+    def save() -> None:
+        kept[:] = kept or [Checkpoints(engine, Path(job["folder"]), config.training)]
+        kept[0].save(engine.global_steps, batch=batch, data={}, scalars={})
 
     return step, save
 

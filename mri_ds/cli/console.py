@@ -25,7 +25,7 @@ def print_json(result: Any) -> None:
     print(json.dumps(_finite(result), allow_nan=False), flush=True)
 
 
-def print_error(err: InputError) -> None:
+def print_error(err: Exception) -> None:
     """One line on stderr; under a launcher every rank but the first says which one it is."""
     rank = os.environ.get("RANK", "0")
     print(f"error: {err}" if rank == "0" else f"error (rank {rank}): {err}", file=sys.stderr, flush=True)

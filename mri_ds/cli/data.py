@@ -59,7 +59,16 @@ def shard(
     out: Annotated[Path, typer.Option("--out", help="Folder to write the tars and manifest.json into.")] = Path("shards"),
     folds: Annotated[int, typer.Option("--folds", min=2, help="Parts that the subjects are dealt into.")] = 5,
     fold: Annotated[int, typer.Option("--fold", min=0, help="Which part is held out as `test`.")] = 0,
-    layout: Annotated[str, typer.Option("--format", help="msd, nnunet, bids, folder or csv; auto looks for itself.")] = "auto",
+    layout: Annotated[str, typer.Option("--format", help="msd, nnunet, bids, folder, csv or webdataset; auto looks.")] = "auto",
+    series: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--series",
+            metavar="NAME=PATTERN",
+            help="Where each subject is one DICOM study: a series of it that becomes channel NAME, by number or by a pattern of "
+            "its description. May be repeated.",
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a subject that cannot be used, instead of skipping it.")
     ] = False,
@@ -71,13 +80,17 @@ def shard(
     A call that was stopped goes on where it was when it is made again. Subjects that cannot be used are listed and left out.
 
     Example: `mri-ds shard Task04_Hippocampus --out shards --folds 5 --fold 0`
+
+    DICOM studies, a folder or zip each in hospital/images: `mri-ds shard hospital --series "T1w=*t1*post*" --series
+    "FLAIR=*flair*|*tirm*"`. The series of a subject must lie on one grid; `mri-ds series STUDY` lists them.
     """
     if fold >= folds:
         raise InputError(f"--fold {fold} of --folds {folds}", fix=f"choose 0 to {folds - 1}")
     from mri_ds.data.layouts import describe, find_dataset
+    from mri_ds.data.layouts.studies import parse_series
     from mri_ds.data.shards import write_shards
 
-    dataset = find_dataset(source, layout)
+    dataset = find_dataset(source, layout, parse_series(series or []))
     print(f"{'recognised' if layout == 'auto' else 'read as'} {describe(dataset)}", file=sys.stderr, flush=True)
     console.output_folder(out)
     with console.stdout_for_result(), console.progress("shard", unit="volumes") as report:
@@ -95,6 +108,32 @@ def _print_summary(manifest: "Manifest", out: Path) -> None:
     print(f"{sizes} subjects of {manifest.layout} layout in {out}; tasks: {', '.join(manifest.tasks)}")
     for line in manifest.skipped:
         print(f"skipped {line}")
+    for line in manifest.notes:
+        print(f"note on {line}")
+
+
+def series(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A DICOM file, folder or zip.")],
+    json: Json = False,
+) -> None:
+    """List the series of a DICOM study: what `mri-ds shard --series` can choose from.
+
+    A description is shown only where it shares no word with the patient, the staff or the site.
+
+    Example: `mri-ds series hospital/images/p001`
+    """
+    from mri_ds.data.dicom import list_series
+
+    listed = list_series(study)
+    if json:
+        console.print_json({"series": [one._asdict() for one in listed]})
+        return
+    print(f"{'series':<8}{'description':<34}{'frames':>7}  {'voxels':<12}{'TR':>8}{'TE':>8}{'TI':>8}  ms")
+    for one in listed:
+        times = [one.acquisition.get(f"{name}_time_ms") for name in ("repetition", "echo", "inversion")]
+        numbers = "".join(f"{'-' if time is None else format(time, 'g'):>8}" for time in times)
+        described = one.description[:32] + (" (localiser)" if one.is_localiser else "")
+        print(f"{one.key:<8}{described:<34}{one.num_frames:>7}  {f'{one.columns} x {one.rows}':<12}{numbers}")
 
 
 def lint(

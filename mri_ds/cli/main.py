@@ -1,7 +1,7 @@
 """The app `mri-ds`: which commands there are, and how each of them ends.
 
 Exit codes: 0 done; 2 bad input, with one line `error: ...` on stderr (a wrong option is 2 as well); 1 any other failure, with
-its traceback; 130 on Ctrl-C, without a word.
+its traceback or, where the cause is outside of the program, with one line; 130 on Ctrl-C, without a word.
 """
 
 import sys
@@ -12,15 +12,18 @@ import typer
 from typer.core import TyperGroup
 
 from mri_ds import __version__
-from mri_ds.cli import bench, console, data, network, results, train
-from mri_ds.errors import InputError
+from mri_ds.cli import bench, console, convert, data, network, parity, results, train
+from mri_ds.errors import InputError, RunError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "synthesize": data.synthesize,
+    "series": data.series,
     "shard": data.shard,
     "lint": data.lint,
     "info": network.info,
     "train": train.train,
+    "convert": convert.convert,
+    "parity": parity.parity,
     "evaluate": results.evaluate,
     "predict": results.predict,
 }
@@ -33,6 +36,9 @@ class _Commands(TyperGroup):
         except InputError as err:
             console.print_error(err)
             raise typer.Exit(2) from None
+        except RunError as err:
+            console.print_error(err)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 

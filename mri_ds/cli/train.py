@@ -4,12 +4,15 @@ Here only the defaults are decided: which scale, which DeepSpeed JSON, which fol
 """
 
 import os
+import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mri_ds.cli import console
+from mri_ds.cli.resume import launch_of
 from mri_ds.config import SCALES, load_config, nearest
 from mri_ds.errors import InputError
 
@@ -23,7 +26,7 @@ def train(
     scale: Annotated[
         str | None, typer.Option("--scale", help=f"One of {', '.join(SCALES)}. Default: the JSON's file name.")
     ] = None,
-    data: Annotated[Path, typer.Option("--data", help="Folder of shards: a path or a URL.")] = Path("shards"),
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of shards: a path or a URL. Default: shards.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML: science (model, data, loss, training, tasks).")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one YAML key; may be repeated.")
@@ -34,36 +37,116 @@ def train(
     run: Annotated[
         Path | None, typer.Option("--run", help="Run folder; resumed if it has checkpoints. Default: runs/SCALE.")
     ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option("--ranks", min=1, help="Processes on this machine. Default: one per GPU; without GPUs one per NUMA node."),
+    ] = None,
+    restarts: Annotated[
+        int, typer.Option("--restarts", min=0, help="After a failure, start again from the last checkpoint, up to so many times.")
+    ] = 0,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with this run as it was started, on any number of ranks."),
+    ] = None,
+    skip_corrupt: Annotated[
+        bool,
+        typer.Option(
+            "--skip-corrupt",
+            help="Go on where a subject's bytes are damaged or gone: masked, counted and named. Up to a tenth of a split.",
+        ),
+    ] = False,
     resolve_only: Annotated[bool, typer.Option("--resolve-only", help="Print what would run, as JSON, and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the final figures as one JSON object on stdout.")] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0,  # DeepSpeed's launcher adds it
 ) -> None:
-    """Train, or resume, one run. The same command under `deepspeed` trains on many ranks.
+    """Train, or resume, one run, on all devices of this machine. The same command under `deepspeed` trains on several machines.
 
     Example: `mri-ds train --scale small --data shards --run runs/first --set training.steps=200`
 
     With ZeRO-2 in float32: `mri-ds train --ds zero_optimization.stage=2 --ds bf16.enabled=false`
 
-    On 2 local ranks: `deepspeed --num_accelerators 2 launch/train.py --ds_config ds_configs/small.json`
+    On 2 ranks of a CPU, started again if one fails: `mri-ds train --scale small --ranks 2 --restarts 3`
     """
-    sets = overrides or []
+    sets = [*(overrides or []), *(["data.skip_unreadable=true"] if skip_corrupt else [])]
+    if resume is not None:
+        was, run = launch_of(resume), resume
+        config, scale, ds_config, data = was.config, was.scale, ds_config or was.ds_config, data or was.data
+    data = data or Path("shards")
     scale = scale or _scale_of(ds_config) or load_config(config, overrides=sets).model.scale
     if scale not in SCALES:
         raise InputError(f"unknown scale {scale!r}", where="--scale", fix=nearest(scale, list(SCALES)))
     ds_config = ds_config or DS_CONFIGS / f"{scale}.json"
     run = run or Path("runs") / scale
-    load_config(config, overrides=sets, scale=scale)  # a misspelt key is named before seconds of imports
+    training = load_config(config, overrides=sets, scale=scale).training  # a misspelt key is named before seconds of imports
+    what, ds_sets = (config, sets, scale, ds_config, data, run), ds_overrides or []
+    if resolve_only:
+        _answer_for(ranks)
+        console.print_json(_run_quietly(*what, ds_overrides=ds_sets, resolve_only=True)) if _is_first_rank() else None
+        return
+    from mri_ds.training import local_ranks
+
+    is_launched = local_ranks.is_started_by_a_launcher(os.environ)
+    if is_launched and (ranks or restarts):
+        raise InputError("is for ranks that mri-ds starts itself", where="--ranks" if ranks else "--restarts", fix="leave it out")
+    count = 1 if is_launched else ranks or local_ranks.choose(training.global_batch)
+    if count > 1 or restarts:
+        from mri_ds.training.supervisor import Supervisor
+
+        options = _options(*what) + [f"--ds={item}" for item in ds_sets] + (["--json"] if json else [])
+        command = ["-m", "mri_ds", "train", *options]
+        raise typer.Exit(Supervisor(command, ranks=count, restarts=restarts, timeout_s=training.timeout_s).run())
+    _train(*what, ds_overrides=ds_sets, timeout_s=training.timeout_s, is_rank=is_launched, as_json=json)
+
+
+def _train(*what: Any, ds_overrides: list[str], timeout_s: float, is_rank: bool, as_json: bool) -> None:
+    """This process's part: all of the run, or that of one rank. Exits with the code that tells how it ended."""
+    from mri_ds.training import heart, launchers, signals
+
+    launchers.adopt()  # so that the heart knows its rank, whoever started it
+    run = what[-1]
+    with signals.listening(), heart.beating(run, timeout_s) if is_rank else nullcontext():  # before imports that take seconds
+        try:
+            result = (_run_quietly if as_json else _run)(*what, ds_overrides=ds_overrides)
+        except signals.Stopped as stopped:
+            if _is_first_rank():
+                print(stopped, file=sys.stderr, flush=True)
+                if as_json:
+                    console.print_json({"run": str(run), "stopped_by": stopped.name, "step": stopped.step})
+            raise typer.Exit(stopped.exit_code) from None
+        except InputError as err:
+            if heart.is_supervised():
+                heart.tell("input", str(err))
+                raise typer.Exit(2) from None
+            raise
+        except Exception as err:
+            if is_rank:
+                heart.fail(err)
+            raise
+    if as_json and _is_first_rank():
+        console.print_json(result)
+
+
+def _run(*what: Any, **how: Any) -> dict[str, Any]:
     from mri_ds.training.loop import train as run_training
 
-    if not (resolve_only or json):
-        run_training(config, sets, scale, ds_config, data, run, ds_overrides=ds_overrides or [])
-        return
+    return run_training(*what, **how)
+
+
+def _run_quietly(*what: Any, **how: Any) -> dict[str, Any]:
     with console.stdout_for_result():
-        result = run_training(
-            config, sets, scale, ds_config, data, run, ds_overrides=ds_overrides or [], resolve_only=resolve_only
-        )
-    if _is_first_rank():
-        console.print_json(result)
+        return _run(*what, **how)
+
+
+def _answer_for(ranks: int | None) -> None:
+    """`--resolve-only` tells of the world that a launcher or `--ranks` says."""
+    if ranks:
+        os.environ["WORLD_SIZE"] = str(ranks)
+
+
+def _options(config: Path | None, sets: list[str], scale: str, ds_config: Path, data: Path, run: Path) -> list[str]:
+    """The command line of a rank that does what this one was asked for."""
+    options = [f"--scale={scale}", f"--ds_config={ds_config}", f"--data={data}", f"--run={run}"]
+    return options + ([f"--config={config}"] if config else []) + [f"--set={item}" for item in sets]
 
 
 def _scale_of(ds_config: Path | None) -> str | None:

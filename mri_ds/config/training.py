@@ -32,3 +32,10 @@ class TrainingConfig(Strict):
     log_every: int = Field(default=10, ge=1)
     image_every: int = Field(default=100, ge=1)
     checkpoint_every: int = Field(default=100, ge=1)
+    timeout_s: float = Field(
+        default=600.0, gt=0
+    )  # a rank in which nothing moves for so long ends the run, as does a lost message
+    checkpoint_async: bool = True  # train on while a checkpoint is written, at the price of a copy of it in CPU memory
+    keep_last: int = Field(default=2, ge=1)  # checkpoints that stay: the newest ones,
+    keep_every: int = Field(default=0, ge=0)  # those of steps that this divides (0: none),
+    keep_best: str = ""  # and that of the lowest scalar of this name in the log, as loss/tumour; "-" before it: of the highest

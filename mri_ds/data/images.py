@@ -1,4 +1,4 @@
-"""An image on disk, in whatever form: NIfTI, or DICOM as a file, a folder or a zip.
+"""An image on disk, in whatever form: NIfTI, DICOM as a file, a folder or a zip, a NumPy array; NIfTI and arrays in tars as well.
 
 In: a path.  Out: the name that a subject's files go by, the Volume with its acquisition tags, a digest of its bytes.
 """
@@ -6,10 +6,12 @@ In: a path.  Out: the name that a subject's files go by, the Volume with its acq
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mri_ds.data import nifti
+from mri_ds.data import arrays, nifti
+from mri_ds.data.inside_tar import find_member, open_file
 
 if TYPE_CHECKING:
     from mri_ds.sample import Volume
@@ -40,30 +42,38 @@ def is_dicom(path: Path) -> bool:
     return nifti.stem(path) is None and _begins_as_dicom(path)
 
 
-def read_image(path: Path) -> tuple[Volume, list[Acquisition]]:
+def read_image(path: Path, series: Sequence[str] = ()) -> tuple[Volume, list[Acquisition]]:
     """Volume, voxels (C, D, H, W) float32, and the acquisition tags of each channel ({} where a file has none, as NIfTI).
 
+    series: of a DICOM study those to read, a channel each, as `dicom.read_dicom` takes them; (): it has just one.
     Raises InputError for what `nifti.read_image` or `dicom.read_dicom` refuses.
     """
     if is_dicom(path):
         from mri_ds.data.dicom import read_dicom
 
-        return read_dicom(path)
-    volume = nifti.read_image(path)
+        return read_dicom(path, series=list(series) or None)
+    volume = arrays.read_image(path) if path.name.lower().endswith(arrays.SUFFIX) else nifti.read_image(path)
     return volume, [{} for _ in volume.voxels]
+
+
+def read_label(path: Path) -> Volume:
+    """Volume, voxels (D, H, W) int16. Raises InputError as `nifti.read_label` and `arrays.read_label` do."""
+    return arrays.read_label(path) if path.name.lower().endswith(arrays.SUFFIX) else nifti.read_label(path)
 
 
 def source_sha256(path: Path) -> str:
     """Digest of a file's bytes; of a folder, of its files' bytes, whatever their names and order."""
     if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with open_file(path)[0] as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     inside = sorted(source_sha256(file) for file in path.rglob("*") if file.is_file())
     return hashlib.sha256("".join(inside).encode()).hexdigest()
 
 
 def source_bytes(path: Path) -> int:
     """Of a file, or of all files in a folder; 0 where there is nothing."""
+    if (member := find_member(path)) is not None:
+        return member.size
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 

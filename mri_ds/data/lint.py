@@ -59,6 +59,7 @@ def lint(folder: str | Path, *, num_workers: int | None = None, progress: Callab
             progress(done, len(shards))
     report.num_samples = dict(Counter(sample.split for sample in samples))
     report.findings += [*_counts(manifest, samples), *_strangers(folder, manifest), *_duplicates(samples)]
+    report.findings += _notes(manifest)
     report.findings += [*_classes(manifest, samples, report), *_sites(samples, report), *_outliers(samples)]
     report.findings.sort(key=lambda finding: finding.severity)  # "error" comes before "warning"
     return report
@@ -77,6 +78,13 @@ def _strangers(folder: Path, manifest: Manifest) -> Iterator[Finding]:
     for path in sorted(folder.glob("*.tar")):
         if path.name not in listed:
             yield Finding("warning", "index", path.name, "is not in the manifest")
+
+
+def _notes(manifest: Manifest) -> Iterator[Finding]:
+    """What was noticed when the files were read, such as forms of a NIfTI that place it differently."""
+    for line in manifest.notes:
+        subject, _, note = line.partition(": ")
+        yield Finding("warning", "notes", subject, note)
 
 
 def _duplicates(samples: Sequence[Sampled]) -> Iterator[Finding]:

@@ -36,7 +36,8 @@ class Split(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`manifest.json`. `skipped` has one line "subject: reason" for each subject that was left out on request."""
+    """`manifest.json`. `skipped` has one line "subject: reason" for each subject that was left out on request, `notes` one for
+    each thing about a subject's files that a person should know."""
 
     model_config = ConfigDict(extra="forbid")
     format_version: int
@@ -48,6 +49,7 @@ class Manifest(BaseModel):
     splits: dict[str, Split]
     fingerprint: Fingerprint
     skipped: list[str] = []
+    notes: list[str] = []
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -17,6 +17,7 @@ import zstandard
 from mri_ds import __version__
 from mri_ds.data.entries import write_index
 from mri_ds.data.fingerprint import Summary
+from mri_ds.data.inside_tar import TAR
 from mri_ds.data.layouts import Dataset, SubjectFiles
 from mri_ds.data.manifest import FORMAT_VERSION
 from mri_ds.data.staging import Finished, Recipe
@@ -33,6 +34,7 @@ class EncodedSubject:
     key: str
     members: Mapping[str, bytes]
     summary: Summary
+    notes: Sequence[str] = ()  # what a person should know about its files
 
 
 def pack(
@@ -52,7 +54,7 @@ def pack(
     """
     starts = np.array([block[0] for block in np.array_split(np.arange(len(subjects)), min(MIN_SHARDS, len(subjects)))])
     first, writer = num_done(finished), ShardWriter(folder, split, len(finished))
-    opened_at, summaries, skipped = first, list[Summary](), list[str]()
+    opened_at, summaries, skipped, notes = first, list[Summary](), list[str](), list[str]()
 
     def close(last: int) -> Finished:
         return Finished(
@@ -62,6 +64,7 @@ def pack(
             num_subjects=last - first,
             summaries=summaries,
             skipped=skipped,
+            notes=notes,
         )
 
     try:
@@ -73,11 +76,12 @@ def pack(
                 continue
             if summaries and (((starts > opened_at) & (starts <= i)).any() or not writer.has_room(result)):
                 yield close(i)
-                first, summaries, skipped = i, [], []
+                first, summaries, skipped, notes = i, [], [], []
             if not summaries:
                 opened_at = i
             writer.add(result)
             summaries.append(result.summary)
+            notes += [f"{subjects[i].subject_id}: {_without_paths(note, subjects[i])}" for note in result.notes]
         if summaries:
             yield close(len(subjects))
     finally:
@@ -137,7 +141,12 @@ def _fingerprint_of_files(subject: SubjectFiles) -> list[Any]:
     paths = [*subject.images, *(subject.labels[task] for task in sorted(subject.labels))]
     inside = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     states = [(str(file), stat.st_size, stat.st_mtime_ns) if (stat := _stat(file)) else (str(file),) for file in inside]
-    return [subject.subject_id, states, sorted(subject.labels), subject.values]
+    states += [
+        (str(tar), stat.st_size, stat.st_mtime_ns)
+        for tar in sorted({parent for path in paths for parent in path.parents if parent.suffix.lower() == TAR})
+        if (stat := _stat(tar))
+    ]
+    return [subject.subject_id, states, sorted(subject.labels), subject.values, subject.series, subject.site]
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -102,9 +102,10 @@ def split_subjects(dataset: Dataset, *, num_folds: int, fold: int) -> dict[str, 
 def encode_subject(files: SubjectFiles, tasks: dict[str, TaskConfig], num_channels: int) -> EncodedSubject | InputError:
     """Reads one subject, turns it to canonical orientation, encodes it. Bad input is returned, for the caller to judge."""
     try:
-        loaded = load_subject(files, tasks)
+        notes: list[str] = []
+        loaded = load_subject(files, tasks, notes)
         if loaded["image"].shape[0] != num_channels:
-            what = f"{loaded['image'].shape[0]} image channels, the dataset has {num_channels}"
+            what = f"{loaded['image'].shape[0]} image channels (time points count), the dataset has {num_channels}"
             raise InputError(what, where=files.subject_id, fix="complete its images, or leave the subject out")
         sample = to_canonical(loaded)
         if "acquisition" in loaded:
@@ -114,7 +115,7 @@ def encode_subject(files: SubjectFiles, tasks: dict[str, TaskConfig], num_channe
         return err
     except OSError as err:  # a file that went while it was read
         return InputError(f"cannot be read ({err.strerror})", where=files.subject_id, fix="put its files back")
-    return EncodedSubject(key_of(files.subject_id), members, _summarize(sample, tasks))
+    return EncodedSubject(key_of(files.subject_id), members, _summarize(sample, tasks), notes)
 
 
 def _summarize(sample: Sample, tasks: dict[str, TaskConfig]) -> Summary:
@@ -199,6 +200,7 @@ def _manifest(dataset: Dataset, finished: Mapping[str, Sequence[Finished]], *, n
         },
         fingerprint=fingerprint(summaries["train"]),
         skipped=[text for lines in finished.values() for line in lines for text in line.skipped],
+        notes=[text for lines in finished.values() for line in lines for text in line.notes],
     )
 
 

@@ -40,6 +40,7 @@ class Finished(BaseModel):
     num_subjects: int  # of the split's line that it has used up, the skipped ones included
     summaries: list[Summary]
     skipped: list[str]
+    notes: list[str] = []
 
 
 class Journal:

@@ -8,6 +8,7 @@ look at. Each file appears complete or not at all.
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,17 @@ from mri_ds.sample import Sample
 __all__ = ["ClassScores", "LabelMap", "Prediction", "Run", "Value", "load_run", "predict_file", "predict_sample"]
 
 
-def predict_file(run: Run, path: str | Path, out_dir: str | Path, *, keep_small_parts: bool = False) -> dict[str, Any]:
+def predict_file(
+    run: Run, path: str | Path, out_dir: str | Path, *, keep_small_parts: bool = False, series: Sequence[str] = ()
+) -> dict[str, Any]:
     """Predicts one subject and writes the results into `out_dir`; returns the content of SUBJECT.json and the written paths.
 
     A network of several channels takes a 4-D NIfTI, or any one of its channels' files named SUBJECT_CHANNEL.nii.gz, beside
-    which it finds the others. Raises InputError for what is missing, unreadable or of another number of channels.
+    which it finds the others; or, with `series` as dicom.read_dicom takes them, one DICOM study. Raises InputError for what is
+    missing, unreadable or of another number of channels.
     """
     subject_id, images = find_channels(Path(path), run.channels)
-    sample = load_subject(SubjectFiles(subject_id=subject_id, images=images, labels={}, values={}), {})
+    sample = load_subject(SubjectFiles(subject_id=subject_id, images=images, series=tuple(series)), {})
     _check_channels(sample, Path(path), run.channels)
     canonical = to_canonical(sample)
     predictions = predict_sample(run, canonical, keep_small_parts=keep_small_parts)

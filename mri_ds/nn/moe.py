@@ -22,8 +22,6 @@ class MixtureOfExperts(nn.Module):
     torch.Size([2, 10, 32])
     """
 
-    tokens_per_expert: torch.Tensor
-
     def __init__(self, dim: int, *, num_experts: int, expert_hidden: int, top_k: int = 2) -> None:
         super().__init__()
         if not 1 <= top_k <= num_experts:
@@ -31,16 +29,12 @@ class MixtureOfExperts(nn.Module):
         self.top_k = top_k
         self.gate = Gate(dim, num_experts)
         self.experts = Experts(dim, num_experts=num_experts, hidden=expert_hidden)
-        # float32 rows sent to each expert since it was last zeroed; recomputation counts them again
-        self.register_buffer("tokens_per_expert", torch.zeros(num_experts), persistent=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         rows = tokens.reshape(-1, tokens.shape[-1])
         weights, chosen = self.gate(rows, top_k=self.top_k)  # (B*N, K) both
         order = chosen.reshape(-1).argsort(stable=True)  # routed rows, expert by expert
-        counts = torch.bincount(chosen.reshape(-1), minlength=self.tokens_per_expert.shape[0])
-        with torch.no_grad():
-            self.tokens_per_expert += counts
+        counts = torch.bincount(chosen.reshape(-1), minlength=self.gate.out_features)
         out = self.experts(rows[order // self.top_k], counts)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
         out = out[back].view(*weights.shape, -1)  # (B*N, K, D)

@@ -1,76 +1,76 @@
 """Ranks: who am I, how do we start, how do we agree.
 
-Every launcher (deepspeed, torchrun, srun, none) ends up here; without one, a single process is a world of one.
+Every launcher (deepspeed, torchrun, srun, mpirun, none) ends up here; without one, a single process is a world of one.
 """
 
 import os
 import shutil
 import socket
 import sys
-import time
-from contextlib import suppress
+import threading
+from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mri_ds.errors import InputError, RunError
 from mri_ds.sample import Batch
-
-TIMEOUT_S = 600
+from mri_ds.training import heart, launchers, peers
+from mri_ds.training.processes import remove_stale_build_locks
 
 
 def prepare_environment() -> None:
     """Sets what DeepSpeed reads at import; call before importing it.
 
     One folder of compiled operators per Python environment, because two environments that share one rebuild each other's.
-    Locks that a killed build left there make every later start hang without a word, so on one node rank 0 removes them.
+    Locks that a killed build left there make every later start hang without a word; the first rank of a node removes them.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions")))
-    bin_dir = str(Path(sys.executable).parent)
-    if shutil.which("ninja") is None:  # started by full path, without the environment's bin folder on PATH
-        os.environ["PATH"] = f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}"
+    ninja = Path(sys.executable).parent / "ninja"
+    # ssh and srun start ranks without the environment's bin folder on PATH, and another version of ninja builds everything anew
+    if shutil.which("ninja") is None or (ninja.exists() and shutil.which("ninja") != str(ninja)):
+        os.environ["PATH"] = f"{ninja.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        remove_stale_build_locks(folder)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        _remove_stale(list(folder.glob("*/lock")))
         os.environ.setdefault("RANK", "0")
         os.environ.setdefault("LOCAL_RANK", "0")
         os.environ.setdefault("WORLD_SIZE", "1")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(free_port()))
+        os.environ.setdefault("MASTER_PORT", str(launchers.free_port()))
 
 
-def _remove_stale(locks: list[Path]) -> None:
-    """Removes locks whose builder is gone; one that is building just now would fail without its lock."""
-    seen = {lock: _inode(lock) for lock in locks if not _is_open(lock)}
-    if seen:
-        time.sleep(1)  # a builder that has just finished closes its lock before it removes it
-    for lock, inode in seen.items():
-        if inode is not None and _inode(lock) == inode and not _is_open(lock):
-            lock.unlink(missing_ok=True)
-
-
-def _inode(path: Path) -> int | None:
-    return path.stat().st_ino if path.exists() else None
-
-
-def _is_open(path: Path) -> bool:
-    """Whether a process that we may look into has the file open, as the holder of a build lock has."""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        with suppress(OSError):
-            if os.readlink(link) == str(path.resolve()):
-                return True
-    return False
-
-
-def start() -> None:
-    """Joins the process group (gloo on CPU, NCCL on GPU); a no-op when already joined."""
+def start(timeout_s: float) -> None:
+    """Joins the process group (gloo on CPU, NCCL on GPU), where a message may take `timeout_s`; a no-op when joined."""
+    launchers.adopt()
+    launchers.check()
+    launchers.choose_interface()
     prepare_environment()
     import deepspeed
 
     if not torch.distributed.is_initialized():
-        deepspeed.init_distributed(timeout=timedelta(seconds=TIMEOUT_S), verbose=False)
+        # An operator that only inference uses. Building it takes a minute at the first start, ranks fail or hang where builds
+        # cross (the same folder on several nodes), and it leaves 69 MB of every rank in /dev/shm.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
+    if world_size() > 1 and not heart.is_supervised():
+        heart.know_peers(peers.meet(rank(), world_size()))
+
+
+def tell_world() -> None:
+    """Rank 0 says how many ranks there are, on which hosts, over what: `4 ranks on a, b x 3 (gloo)`. Every rank must call it."""
+    name = socket.gethostname().encode()[:64]
+    names = gather(torch.tensor(list(name.ljust(64, b"\0")), dtype=torch.uint8))
+    if rank() == 0:
+        counts = Counter(bytes(one.tolist()).rstrip(b"\0").decode() for one in names)
+        hosts = ", ".join(host if count == 1 else f"{host} x {count}" for host, count in counts.items())
+        ranks = "1 rank" if len(names) == 1 else f"{len(names)} ranks"
+        print(f"{ranks} on {hosts} ({torch.distributed.get_backend()})", file=sys.stderr, flush=True)
 
 
 def stop() -> None:
@@ -120,6 +120,15 @@ def average(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(keys, (packed / world_size()).tolist(), strict=True))
 
 
+def maximum(value: int) -> int:
+    """The largest of the ranks' values. Every rank must call it."""
+    if world_size() == 1:
+        return value
+    packed = torch.tensor([value], dtype=torch.int32, device=device())
+    torch.distributed.all_reduce(packed, op=torch.distributed.ReduceOp.MAX)
+    return int(packed)
+
+
 def gather(values: torch.Tensor) -> torch.Tensor:
     """The same-shaped tensors of all ranks, (ranks, *shape), on the CPU."""
     if world_size() == 1:
@@ -130,25 +139,73 @@ def gather(values: torch.Tensor) -> torch.Tensor:
     return torch.stack(everyone).cpu()
 
 
-def from_first_rank(text: str) -> str:
-    """Rank 0's text, on every rank."""
+def say(text: str) -> list[str]:
+    """The texts of all ranks, by rank; of a long one its first kilobyte."""
+    told = torch.zeros(1024, dtype=torch.uint8)
+    content = text.encode()[: len(told)]
+    told[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else told[:0]
+    return [bytes(row[row > 0].tolist()).decode(errors="ignore") for row in gather(told)]
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks, on the CPU; integers wrap."""
     if world_size() == 1:
-        return text
-    size = torch.tensor([len(text.encode())], device=device())
+        return values
+    moved = values.to(device())
+    torch.distributed.all_reduce(moved)
+    return moved.cpu()
+
+
+def from_first_rank(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rank 0's named CPU tensors on every rank; nothing is pickled."""
+    if world_size() == 1:
+        return tensors
+    from safetensors.torch import load, save
+
+    packed = torch.frombuffer(bytearray(save(tensors)), dtype=torch.uint8).to(device())
+    size = torch.tensor([len(packed)], device=device())
     torch.distributed.broadcast(size, src=0)
-    buffer = torch.zeros(int(size), dtype=torch.uint8, device=device())
+    if rank() != 0:
+        packed = torch.empty(int(size), dtype=torch.uint8, device=device())
+    torch.distributed.broadcast(packed, src=0)
+    return load(packed.cpu().numpy().tobytes())
+
+
+def by_first_rank(work: Callable[[], None]) -> None:
+    """Rank 0 works while the others wait, however long: a word every second keeps the process group from timing out.
+
+    All ranks raise what rank 0 raises; the others as an InputError or a RunError of the same text.
+    """
+    if world_size() == 1:
+        work()
+        return
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as err:
+            raised.append(err)
+
+    thread = threading.Thread(target=run, daemon=True)
     if rank() == 0:
-        buffer.copy_(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8))
-    torch.distributed.broadcast(buffer, src=0)
-    return bytes(buffer.cpu().tolist()).decode()
+        thread.start()
+    while True:
+        word = ""
+        if rank() == 0:
+            thread.join(timeout=1.0)
+            if not thread.is_alive():
+                word = f"{'input' if isinstance(raised[0], InputError) else 'failed'}:{raised[0]}" if raised else "done"
+        word = say(word)[0]
+        if word:
+            break
+    if raised:
+        raise raised[0]
+    kind, _, text = word.partition(":")
+    if text:
+        raise InputError(text) if kind == "input" else RunError(text)
 
 
 def barrier() -> None:
     if torch.distributed.is_initialized() and world_size() > 1:
         torch.distributed.barrier()
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])

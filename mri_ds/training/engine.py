@@ -16,7 +16,7 @@ from mri_ds.mri_network import BaseMRINet
 from mri_ds.objectives.supervised import SupervisedObjective
 from mri_ds.training import ds_config as ds
 from mri_ds.training.expert_parallel import install_expert_product, spread_experts
-from mri_ds.training.half_precision import mend_unfused
+from mri_ds.training.without_zero import correct_without_zero
 
 VOLUME_HEAD_LR = 2.0  # times the learning rate of the rest
 
@@ -43,7 +43,7 @@ def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
         config=ds.for_deepspeed(resolved),
     )
     install_expert_product(engine.module)
-    mend_unfused(engine)
+    correct_without_zero(engine)
     _gather_in_one(engine)
     return engine
 

@@ -1,8 +1,7 @@
 """Expert parallelism from outside: what happens to `nn.moe.MixtureOfExperts` once its experts are spread over ranks.
 
 Two back ends, chosen here. AutoEP replaces each block inside `deepspeed.initialize`, and our expert product then takes its place;
-DeepSpeed's own MoE layer replaces it before (native_moe.py). This file keeps the experts of either evenly loaded, and translates
-parameter names back to ours.
+DeepSpeed's own MoE layer replaces it before (native_moe.py). This file translates parameter names of either back to ours.
 Axes: E experts, E/R of them on each of the R ranks of an expert-parallel group, F expert width, D width.
 """
 
@@ -39,7 +38,7 @@ def install_expert_product(module: nn.Module) -> int:
     """
     count = 0
     for _, layer in moe_layers(module):
-        gate = _router(layer)
+        gate = router_of(layer)
         gate.e_score_correction_bias.data = gate.e_score_correction_bias.data.float()
         if not isinstance(layer, MixtureOfExperts | NativeMixture):
             layer.experts.forward = _ExpertProduct(layer.experts)
@@ -55,31 +54,6 @@ class _ExpertProduct:
 
     def __call__(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         return grouped_swiglu(rows, counts, self.experts.w1, self.experts.w3, self.experts.w2)
-
-
-@torch.no_grad()
-def balance(module: nn.Module, *, rate: float) -> dict[str, float]:
-    """One balancing step on the rows routed since the last; returns each layer's load, max over mean (1 is even).
-
-    Experts with fewer rows than the mean get a higher selection bias, the others a lower one (after DeepSeek-V3, section
-    2.1.2; there the scores are sigmoids and the step is a constant). Softmax scores are 1/E on average, so the step is `rate`
-    of that, in proportion to the imbalance: constant steps send all tokens to whichever experts have just been raised.
-    Counts are summed over ranks first, so that all ranks make the same update. Recomputation counts every row a second time,
-    which changes neither the sign nor the ratio.
-    """
-    layers = list(moe_layers(module))
-    if not layers:
-        return {}
-    counts = torch.stack([layer.tokens_per_expert.float() for _, layer in layers])  # (layers, E)
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(counts)
-    mean = counts.mean(dim=1, keepdim=True).clamp_min(1e-9)
-    steps = rate / counts.shape[1] * (1 - counts / mean).clamp_min(-1)
-    for (_, layer), step in zip(layers, steps, strict=True):
-        _router(layer).e_score_correction_bias += step
-        layer.tokens_per_expert.zero_()
-    loads = (counts.max(dim=1).values / mean[:, 0]).tolist()
-    return {f"layer{i}": load for i, load in enumerate(loads)}
 
 
 def own_state(module: nn.Module, full: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -113,5 +87,6 @@ def _all_experts(local: torch.Tensor, layer: Any) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _router(layer: Any) -> Any:
+def router_of(layer: Any) -> Any:
+    """What chooses experts: returns (weights (T, K), experts (T, K), ...), holds `e_score_correction_bias` (E,)."""
     return layer.gate if isinstance(layer, MixtureOfExperts) else layer.router

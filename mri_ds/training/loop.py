@@ -5,10 +5,11 @@ Everything that happens at intervals (log, picture, checkpoint) stands in `_trai
 
 import json
 import shutil
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -23,16 +24,18 @@ from mri_ds.data.remote import locate
 from mri_ds.errors import InputError
 from mri_ds.losses import SUBJECT_LOSS
 from mri_ds.sample import Batch
-from mri_ds.training import checkpoint, distributed, ds_config
+from mri_ds.training import distributed, ds_config, heart, launchers, signals
+from mri_ds.training.checkpoint import Checkpoints, export, tell_cause
 from mri_ds.training.course import Course
 from mri_ds.training.engine import build_engine, build_objective
-from mri_ds.training.expert_parallel import balance
+from mri_ds.training.expert_load import ExpertLoad
 from mri_ds.training.probe import draw_probe
 from mri_ds.training.progress import Progress
 from mri_ds.training.tracker import Tracker
 from mri_ds.training.window import Window
 
 HOW_READ = {"num_workers", "skip_unreadable", "cache_dir", "cache_gib"}  # fields of DataConfig
+HOW_RUN = {"timeout_s", "checkpoint_every", "checkpoint_async", "keep_last", "keep_every", "keep_best"}  # of TrainingConfig
 
 
 def train(
@@ -51,12 +54,14 @@ def train(
     `scale` None is taken from the JSON's name. `resolve_only` returns {"run", "ds_config"} as they would be used, without
     touching the network. Raises InputError for anything a user can mend before the first step.
     """
+    launchers.adopt()
     raw = ds_config.read(ds_config_path, ds_overrides)
     if scale is None:
         scale = ds_config_path.stem
         if scale not in SCALES:
             raise InputError(f"the name {scale!r} is no scale", where=ds_config_path, fix=f"add --scale {{{'|'.join(SCALES)}}}")
     config = load_config(config_path, overrides=overrides, scale=scale)
+    address = str(data) if "://" in str(data) or ":/" in str(data) else str(data.resolve())
     data = locate(data, cache_dir=config.data.cache_dir, cache_gib=config.data.cache_gib)
     manifest = read_manifest(data) if not resolve_only or (data / "manifest.json").is_file() else None
     if manifest is not None:
@@ -64,12 +69,27 @@ def train(
     resolved = ds_config.resolve(raw, config, world_size=distributed.world_size(), where=ds_config_path)
     if resolve_only or manifest is None:
         return {"run": config.model_dump(mode="json"), "ds_config": resolved}
-    distributed.start()
-    resolved = json.loads(distributed.from_first_rank(json.dumps(resolved)))  # nodes of two kinds must not differ in precision
+    distributed.start(config.training.timeout_s)
     try:
-        return _train(config, resolved, manifest, data, run_dir)
-    finally:
+        distributed.tell_world()
+        resolved = _first_ranks(resolved)
+        launch = {"scale": scale, "data": address, "ds_config": raw}
+        result = _train(config, resolved, manifest, data, run_dir, launch=launch)
+    except RuntimeError:
+        tell_cause()
+        raise
+    except signals.Stopped:
         distributed.stop()
+        raise  # after any other exception peers may be lost, and saying good-bye to them could take for ever
+    distributed.stop()
+    return result
+
+
+def _first_ranks(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What rank 0 resolved, on every rank: nodes of two kinds must not differ in precision."""
+    text = torch.frombuffer(bytearray(json.dumps(resolved).encode()), dtype=torch.uint8)
+    told: dict[str, Any] = json.loads(bytes(distributed.from_first_rank({"json": text})["json"].tolist()))
+    return told
 
 
 def complete(config: RunConfig, manifest: Manifest, *, where: Path) -> RunConfig:
@@ -95,42 +115,72 @@ def complete(config: RunConfig, manifest: Manifest, *, where: Path) -> RunConfig
     return validate(raw, where=str(where))
 
 
-def _train(config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data: Path, run_dir: Path) -> dict[str, Any]:
+def _train(
+    config: RunConfig, resolved: dict[str, Any], manifest: Manifest, data: Path, run_dir: Path, *, launch: dict[str, Any]
+) -> dict[str, Any]:
     training, rank = config.training, distributed.rank()
     _prepare_run_folder(run_dir, config, resolved, manifest)
+    _keep_launch(run_dir, launch)
     torch.manual_seed(training.seed)  # every rank draws the same weights; DeepSpeed then shards them
     engine = build_engine(build_objective(config), resolved)
+    load = ExpertLoad(engine.module, list(config.tasks))
     dataset = ShardDataset(data, "train")
     order = make_order(dataset, config.data, seed=training.seed, global_batch=training.global_batch)
     course = Course(config, dataset, order, micro_batch=resolved["train_micro_batch_size_per_gpu"])
-    start = checkpoint.resume(engine, run_dir, course.load_state)
+    checkpoints = Checkpoints(engine, run_dir, training)
+    start = checkpoints.resume(course.load_state)
     tracker = Tracker(run_dir, is_writer=rank == 0, start_step=start)
     progress = Progress(training.steps, start, is_shown=rank == 0)
     if start:
         progress.say(f"resuming from step {start} of {training.steps} ({run_dir / 'checkpoints'})")
-    window = Window()
+    window, scalars = Window(), dict[str, float]()
+    saved, probe = start, Batch()  # type: ignore[typeddict-item]  # there is no batch before the first step
     for step in range(start + 1, training.steps + 1):
+        if asked := distributed.maximum(signals.heard()):
+            if step - 1 > saved:
+                checkpoints.save(step - 1, batch=probe, data=course.state(step - 1), scalars=scalars)
+            checkpoints.wait()
+            tracker.close()
+            _leave(run_dir, signals.signal_of(asked), step - 1)
+        heart.progress(step - 1)
         torch.manual_seed(np.random.SeedSequence([training.seed, step, rank]).generate_state(1)[0].item())
         losses, probe = train_step(engine, course.batches(step - 1), window, course.hear)
         course.end_step(step)
-        loads = balance(engine.module, rate=training.balance_rate)
+        load.balance(rate=training.balance_rate)
         if step % training.log_every == 0 or step == training.steps:
-            scalars = window.scalars(engine, config, loads, losses) | course.scalars(step)
+            scalars = window.scalars(engine, config, load.scalars(), losses) | course.scalars(step)
             _check_finite(scalars["loss"], step)
             tracker.scalars(step, scalars)
             progress.update(step, scalars)
+            for line in load.warnings(rate=training.balance_rate):
+                progress.say(line)
         if step % training.image_every == 0 or step == training.steps:
             picture = draw_probe(engine.module.net, probe)
             if picture is not None:
                 tracker.image(step, "prediction", picture)
         if step % training.checkpoint_every == 0 and step < training.steps:
-            checkpoint.save(engine, run_dir, step, data=course.state(step))
+            checkpoints.save(step, batch=probe, data=course.state(step), scalars=scalars)
+            saved = step
+        checkpoints.check()
+    heart.progress(training.steps)
     if start < training.steps:
-        checkpoint.save(engine, run_dir, training.steps, data=course.state(training.steps))
-    checkpoint.export(engine, run_dir)
+        checkpoints.save(training.steps, batch=probe, data=course.state(training.steps), scalars=scalars)
+    export(engine, run_dir)
+    checkpoints.wait()
     tracker.close()
     progress.close()
     return {"run": str(run_dir), "steps": training.steps, "resumed_from": start}
+
+
+def _leave(run_dir: Path, signum: int, step: int) -> NoReturn:
+    """All ranks are here after the same step, which is saved.
+
+    What all of them agree on costs one all-reduce of 4 bytes a step. It stands between steps, where the optimiser has just
+    brought all ranks together, so nobody waits in it for a slower one.
+    """
+    if signum == signal.SIGUSR1 and distributed.rank() == 0:
+        signals.ask_for_requeue(run_dir)
+    raise signals.Stopped(signum, step)
 
 
 def train_step(
@@ -170,16 +220,27 @@ def _prepare_run_folder(run_dir: Path, config: RunConfig, resolved: dict[str, An
         path.write_text(text)
         (run_dir / "ds_config.json").write_text(json.dumps(resolved, indent=2) + "\n")
         (run_dir / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")
+        signals.forget_requeue(run_dir)
         (run_dir / "model.safetensors").unlink(missing_ok=True)
         if shutil.disk_usage(run_dir).free < 2**30:
             raise InputError("less than 1 GiB of disk is free", where=run_dir, fix="free some, or choose another --run")
     distributed.barrier()
 
 
+def _keep_launch(run_dir: Path, launch: dict[str, Any]) -> None:
+    """For `mri-ds train --resume RUN`, which reads it in cli/resume.py."""
+    if distributed.rank() == 0:
+        given = {key: launch[key] for key in ("scale", "data")}
+        (run_dir / "launch.json").write_text(json.dumps(given) + "\n")
+        (run_dir / "ds_config.given.json").write_text(json.dumps(launch["ds_config"], indent=2) + "\n")
+
+
 def _science(config: RunConfig) -> dict[str, Any]:
-    """What a run may not change on its way. How its data are read may: the batches stay the same."""
+    """What a run may not change on its way. How its data are read may, and its checkpoints kept: the batches stay the same."""
     raw = config.model_dump(mode="json")
-    return {**raw, "data": {key: value for key, value in raw["data"].items() if key not in HOW_READ}}
+    for section, free in (("data", HOW_READ), ("training", HOW_RUN)):
+        raw[section] = {key: value for key, value in raw[section].items() if key not in free}
+    return raw
 
 
 def _check_finite(loss: float, step: int) -> None:

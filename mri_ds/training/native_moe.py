@@ -33,8 +33,6 @@ def replace_mixtures(module: nn.Module, section: Mapping[str, Any]) -> int:
 class NativeMixture(nn.Module):
     """(B, N, D) -> (B, N, D), by a `deepspeed.moe.layer.MoE` that holds the weights of `source`."""
 
-    tokens_per_expert: torch.Tensor
-
     def __init__(self, source: MixtureOfExperts, section: Mapping[str, Any]) -> None:
         super().__init__()
         from deepspeed.moe.layer import MoE
@@ -42,7 +40,7 @@ class NativeMixture(nn.Module):
 
         num_experts, dim, hidden = source.experts.down_proj.shape
         size = section["autoep_size"]
-        self.ep_size, self.ep_group_name = size, f"ep_size_{size}"
+        self.top_k, self.ep_size, self.ep_group_name = source.top_k, size, f"ep_size_{size}"
         if self.ep_group_name not in groups._get_expert_parallel_group_dict():
             groups._create_expert_and_data_parallel(size)
         limited = section["capacity_factor"] is not None
@@ -58,14 +56,12 @@ class NativeMixture(nn.Module):
             drop_tokens=limited,
         )
         gate = self.native.deepspeed_moe.gate
-        gate.register_buffer("e_score_correction_bias", source.gate.e_score_correction_bias.detach().clone())
-        gate.wg.weight.data.copy_(source.gate.weight.data)
+        gate.wg = source.gate
         first = dist.get_rank(self.ep_group) * (num_experts // size)
         for i, expert in enumerate(self.native.deepspeed_moe.experts.deepspeed_experts):
             expert.gate_up_proj.data.copy_(source.experts.gate_up_proj.data[first + i])
             expert.down_proj.data.copy_(source.experts.down_proj.data[first + i])
-        gate.forward = _Gate(gate, self)
-        self.register_buffer("tokens_per_expert", torch.zeros(num_experts), persistent=False)
+        gate.forward = _Places(gate, self)
 
     @property
     def ep_group(self) -> Any:
@@ -75,8 +71,8 @@ class NativeMixture(nn.Module):
 
     @property
     def router(self) -> Any:
-        """Where the selection bias is, under the name that AutoEP's layer has for it."""
-        return self.native.deepspeed_moe.gate
+        """Our own Gate inside DeepSpeed's, under the name that AutoEP's layer has for its router."""
+        return self.native.deepspeed_moe.gate.wg
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.native(tokens)[0]  # type: ignore[no-any-return]
@@ -90,8 +86,7 @@ class NativeMixture(nn.Module):
             for name in ("gate_up_proj", "down_proj")
         }
         return {
-            "gate.weight": local[f"{inside}gate.wg.weight"],
-            "gate.e_score_correction_bias": local[f"{inside}gate.e_score_correction_bias"],
+            **{key.removeprefix(inside).replace("gate.wg.", "gate."): local[key] for key in local if ".gate." in key},
             "experts.gate_up_proj": stacks["gate_up_proj"],
             "experts.down_proj": stacks["down_proj"],
         }
@@ -110,11 +105,11 @@ class Expert(nn.Module):
         return F.linear(F.silu(gate) * up, self.down_proj)
 
 
-class _Gate:
+class _Places:
     """Bound forward of DeepSpeed's TopKGate, sparse form: (loss, C, E, expert, place and weight (K, S), rows per expert (E,)).
 
     A row without a place has expert -1; its weight goes to the token's other experts. No auxiliary loss: load is balanced by the
-    selection bias (training/expert_parallel.py).
+    selection bias (training/expert_load.py).
     """
 
     def __init__(self, gate: Any, layer: NativeMixture) -> None:
@@ -122,23 +117,23 @@ class _Gate:
         self.layer = [layer]  # in a list, so that the module tree stays a tree
 
     def __call__(self, rows: torch.Tensor, *_: Any) -> tuple[Any, ...]:
-        gate, layer = self.gate, self.layer[0]
-        scores = F.linear(rows, gate.wg.weight).float().softmax(dim=-1)  # (S, E)
-        chosen = (scores + gate.e_score_correction_bias).topk(gate.k, dim=-1, sorted=False).indices  # (S, K)
-        is_chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, chosen, True)
+        gate = self.gate
+        weights, chosen = gate.wg(rows, top_k=gate.k)  # (S, K) both
+        num_experts = gate.wg.out_features
+        shares = weights.new_zeros(rows.shape[0], num_experts).scatter(1, chosen, weights.detach())  # (S, E)
+        is_chosen = torch.zeros_like(shares, dtype=torch.bool).scatter_(1, chosen, True)
         counts = is_chosen.sum(dim=0)
-        with torch.no_grad():
-            layer.tokens_per_expert += counts
         capacity = self._capacity(counts, rows.shape[0])
-        kept = _best(scores, is_chosen, capacity) if gate.drop_tokens else is_chosen
-        place = kept.long().cumsum(dim=0) - 1  # in the expert's room
-        is_kept = kept.gather(1, chosen)
-        weights = scores.gather(1, chosen) * is_kept
-        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-        experts = torch.where(is_kept, chosen, -1)
-        places = place.gather(1, chosen) * is_kept
-        routes = (experts.int(), places.int(), weights)
-        return scores.new_zeros(()), capacity, scores.shape[1], *(each.t().contiguous() for each in routes), counts
+        if gate.drop_tokens:
+            kept = _best(shares, is_chosen, capacity)
+            is_kept = kept.gather(1, chosen)
+            weights = weights * is_kept
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        else:
+            kept, is_kept = is_chosen, torch.ones_like(chosen, dtype=torch.bool)
+        places = (kept.long().cumsum(dim=0) - 1).gather(1, chosen) * is_kept  # in the expert's room
+        routes = (torch.where(is_kept, chosen, -1).int(), places.int(), weights)
+        return weights.new_zeros(()), capacity, num_experts, *(each.t().contiguous() for each in routes), counts
 
     def _capacity(self, counts: torch.Tensor, num_tokens: int) -> int:
         """Rows that every expert has room for; the same on all ranks, which exchange rooms of one size."""
@@ -152,8 +147,8 @@ class _Gate:
         return max(1, int(most))
 
 
-def _best(scores: torch.Tensor, is_chosen: torch.Tensor, capacity: int) -> torch.Tensor:
-    """Of the rows that chose an expert, the `capacity` with the highest scores: (S, E) bool."""
-    masked = scores.detach().masked_fill(~is_chosen, -1)
+def _best(shares: torch.Tensor, is_chosen: torch.Tensor, capacity: int) -> torch.Tensor:
+    """Of the rows that chose an expert, the `capacity` to whom it matters most: (S, E) bool."""
+    masked = shares.masked_fill(~is_chosen, -1)
     best = masked.topk(min(capacity, masked.shape[0]), dim=0, sorted=False).indices
     return torch.zeros_like(is_chosen).scatter_(0, best, True) & is_chosen

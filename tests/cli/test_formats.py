@@ -112,8 +112,8 @@ def test_a_format_that_there_is_not(tmp_path: Path) -> None:
     assert refusal("shard", tmp_path, "--format", "bid") == "error: no format 'bid'. Fix: did you mean 'bids'?"
 
 
-def test_forms_that_disagree_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Named with angle and distance, and sharded all the same."""
+def test_forms_that_disagree_are_told_kept_and_shown_by_lint(tmp_path: Path) -> None:
+    """Named with angle and distance, without a path, and sharded all the same."""
     source = make_msd(tmp_path / "data")
     path = source / "imagesTr" / "b.nii.gz"
     scan = nib.load(path)
@@ -121,7 +121,11 @@ def test_forms_that_disagree_are_a_warning(tmp_path: Path, caplog: pytest.LogCap
     nib.save(nib.Nifti1Image(scan.get_fdata(), None, scan.header), path)
     result = call("shard", source, "--out", tmp_path / "out", "--folds", "2")
     assert result.exit_code == 0, result.output
-    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("mri_ds")]
-    assert line.startswith(
-        f"{path}: s-form (scanner) and q-form (scanner) are turned by 180.00 degrees and place the first voxel"
-    )
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("note on ")]
+    wanted = "b: its file: s-form (scanner) and q-form (scanner) are turned by 180.00 degrees and place the first voxel"
+    assert line.startswith(f"note on {wanted}") and str(tmp_path) not in line
+    (note,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["notes"]
+    assert line == f"note on {note}"
+    result = call("lint", tmp_path / "out", "--workers", "1", "--json")
+    found = [finding for finding in json.loads(result.stdout)["findings"] if finding["check"] == "notes"]
+    assert found == [{"severity": "warning", "check": "notes", "where": "b", "what": note.removeprefix("b: ")}]

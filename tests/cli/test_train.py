@@ -20,6 +20,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple, dict]]:
         return {"steps": 3}
 
     monkeypatch.setattr("mri_ds.training.loop.train", record)
+    monkeypatch.setattr("mri_ds.training.local_ranks.choose", lambda global_batch: 1)  # whatever this machine has
     return calls
 
 
@@ -90,6 +91,25 @@ def test_every_ds_config_resolves_for_four_ranks(scale: str, monkeypatch: pytest
     global_batch = resolved["run"]["training"]["global_batch"]
     assert ds["train_micro_batch_size_per_gpu"] * ds["gradient_accumulation_steps"] * 4 == global_batch
     assert '"auto"' not in json.dumps(ds)
+
+
+def test_ranks_of_ones_own_are_resolved_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")  # so that it is put back
+    result = call("train", "--scale", "tiny", "--ranks", "2", "--resolve-only")
+    assert json.loads(result.stdout)["ds_config"]["train_micro_batch_size_per_gpu"] == 2
+
+
+@pytest.mark.parametrize("option", ["--ranks", "--restarts"])
+def test_a_launchers_rank_starts_no_ranks(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    assert f"{option}: is for ranks that mri-ds starts itself" in refusal("train", "--scale", "tiny", option, "2")
+
+
+def test_skip_corrupt_is_the_override() -> None:
+    for options, wanted in (([], False), (["--skip-corrupt"], True), (["--skip-corrupt", "--set", "training.steps=3"], True)):
+        result = call("train", "--scale", "tiny", *options, "--resolve-only")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["run"]["data"]["skip_unreadable"] is wanted
 
 
 def test_unknown_scale() -> None:

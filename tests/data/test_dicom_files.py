@@ -112,7 +112,7 @@ class TestRefusals:
             read_dicom(folder)
 
     def test_without_dcm2niix(self, folder, monkeypatch):
-        monkeypatch.setattr("mri_ds.data.dicom.pixels.can_decode", lambda syntax, bits: False)
+        monkeypatch.setattr("mri_ds.data.dicom.pixels.can_decode", lambda syntax: False)
         monkeypatch.setitem(sys.modules, "dcm2niix", None)
         with pytest.raises(InputError, match=r"is of transfer syntax 1.2.840.10008.1.2.1, which needs dcm2niix"):
             read_dicom(folder)

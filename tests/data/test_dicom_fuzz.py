@@ -9,6 +9,7 @@ import os
 import resource
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,12 +19,14 @@ import pytest
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
 
 import dicom_builder as build  # noqa: E402
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless  # noqa: E402
+from jpeg_decoder import encode_blocks  # noqa: E402
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGExtended12Bit, JPEGLSLossless, RLELossless  # noqa: E402
 
 from mri_ds.data.dicom import read_dicom  # noqa: E402
 from mri_ds.errors import InputError  # noqa: E402
 
 MAX_SECONDS = 10
+NUM_COMPRESSED = 8  # each starts a process
 MAX_GROWTH_BYTES = 2**30
 Mutation = Callable[[bytearray, np.random.Generator], bytearray]
 
@@ -123,6 +126,15 @@ def originals(tmp_path_factory) -> dict[str, Path]:
         "enhanced": build.save([build.enhanced(values)], root / "enhanced"),
         "mosaic": build.save([build.mosaic(values)], root / "mosaic"),
     }
+    deflated, lossy = build.series(values), build.series(np.kron(build.voxels((4, 3, 3)), np.ones((8, 8, 1), np.uint16)))
+    for ds in deflated:
+        ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    folders["deflated"] = build.save(deflated, root / "deflated")
+    for ds in lossy:
+        ds.BitsStored, ds.HighBit = 12, 11
+        ds.PixelData = pydicom.encaps.encapsulate([encode_blocks(ds.pixel_array, 12)])
+        ds["PixelData"].VR, ds.file_meta.TransferSyntaxUID = "OB", JPEGExtended12Bit
+    folders[JPEGExtended12Bit.keyword] = build.save(lossy, root / "lossy")
     for syntax in (RLELossless, JPEGLSLossless, JPEG2000Lossless):
         large = build.voxels((64, 48, 3))  # the encoder of JPEG 2000 refuses less
         folders[syntax.keyword] = build.save(build.series(large), root / syntax.keyword)
@@ -169,13 +181,13 @@ def test_damaged_elements(originals, tmp_path, kind, cases, mutation):
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) * 1024 < MAX_GROWTH_BYTES
 
 
-@pytest.mark.parametrize("kind", ["RLELossless", "JPEGLSLossless", "JPEG2000Lossless"])
+@pytest.mark.parametrize("kind", ["RLELossless", "JPEGLSLossless", "JPEG2000Lossless", "JPEGExtended12Bit"])
 def test_damaged_compressed_pixels(originals, tmp_path, kind):
     """The decoders run in a process of their own: even a crash in one would be a refusal here."""
     good = {file.name: file.read_bytes() for file in originals[kind].iterdir()}
     folder, outcomes = tmp_path / "in", []
     folder.mkdir()
-    for seed in range(15):
+    for seed in range(NUM_COMPRESSED):
         rng = np.random.default_rng(seed)
         for index, (name, content) in enumerate(sorted(good.items())):
             damaged = bytearray(content)
@@ -186,6 +198,29 @@ def test_damaged_compressed_pixels(originals, tmp_path, kind):
             (folder / name).write_bytes(damaged)
         outcomes.append(outcome(folder))
     assert any("damaged" in one for one in outcomes)
+
+
+@pytest.mark.parametrize("mutate", [flip_bits, truncate, repeat])
+def test_damaged_deflated_files(originals, tmp_path, mutate):
+    """Damage to the stream itself, and to what is in it before it is packed again."""
+    good = {file.name: file.read_bytes() for file in originals["deflated"].iterdir()}
+    folder, outcomes = tmp_path / "in", []
+    folder.mkdir()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        for index, (name, content) in enumerate(sorted(good.items())):
+            if index == 0:
+                end = 144 + int.from_bytes(content[140:144], "little")
+                inside = bytearray(zlib.decompress(content[end:], -zlib.MAX_WBITS))
+                if seed % 2:
+                    engine = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
+                    content = content[:end] + engine.compress(mutate(inside, rng)) + engine.flush()
+                else:
+                    content = content[:132] + mutate(bytearray(content), rng)[132:]
+            (folder / name).write_bytes(content)
+        outcomes.append(outcome(folder))
+    assert sum(one != "read" for one in outcomes) > 10
+    assert {file.name for file in folder.iterdir()} == set(good)
 
 
 def test_damaged_zips(originals, tmp_path):

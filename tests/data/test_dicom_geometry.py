@@ -205,7 +205,7 @@ class TestSeries:
         each("EchoTime", "60")(made[1])
         each("ImageType", ["ORIGINAL", "PRIMARY", "P", "ND"])(made[2])
         folder = build.save([ds for one in made for ds in one], tmp_path / "in")
-        assert [key for key, _ in list_series(folder)] == ["4.1", "4.2", "4.3"]
+        assert [one.key for one in list_series(folder)] == ["4.1", "4.2", "4.3"]
         volume, tags = read_dicom(folder, series=["4.1", "4.3"])
         np.testing.assert_array_equal(volume.voxels, np.stack([parts[0], parts[1]]))
         assert [one["echo_time_ms"] for one in tags] == [30, 60]
@@ -231,7 +231,7 @@ class TestSeries:
 
     def test_numbers_that_are_used_twice(self, tmp_path):
         folder = build.save(build.series(VALUES, uid="1.2.3") + build.series(VALUES + 1, uid="1.2.4"), tmp_path / "in")
-        assert [key for key, _ in list_series(folder)] == ["#1", "#2"]
+        assert [one.key for one in list_series(folder)] == ["#1", "#2"]
         np.testing.assert_array_equal(read_dicom(folder, series="#2")[0].voxels[0], VALUES + 1)
 
     def test_time_points_and_another_series_as_channels(self, tmp_path):

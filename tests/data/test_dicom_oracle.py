@@ -5,8 +5,10 @@ canonical orientation, where equal volumes are equal arrays. Its affines are flo
 """
 
 import os
+import resource
 import shutil
 import subprocess
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +19,7 @@ pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
 dcm2niix = pytest.importorskip("dcm2niix", reason="needs the extra dicom")
 
 import dicom_builder as build  # noqa: E402
+from jpeg_decoder import decode_jpeg, encode_blocks  # noqa: E402
 from pydicom.data import get_testdata_file  # noqa: E402
 from pydicom.uid import (  # noqa: E402
     DeflatedExplicitVRLittleEndian,
@@ -84,7 +87,7 @@ def test_real_series(tmp_path, name):
 
 @needs_real
 def test_a_real_study_as_channels():
-    keys = [key for key, _ in list_series(REAL)]
+    keys = [one.key for one in list_series(REAL)]
     assert keys == ["#1", "11", "26401", "36468", "37870"]  # one of the five has no number
     volume, tags = read_dicom(REAL, series=[36468, 11])
     assert volume.voxels.shape == (2, 280, 320, 22)
@@ -273,13 +276,106 @@ def compress(file: Path, syntax: pydicom.uid.UID) -> None:
     assert writer.Write()
 
 
-def test_deflated_is_refused(tmp_path):
-    """Inflating it has no bound: a megabyte could become a gigabyte."""
-    made = build.series(build.voxels())
+def test_lossy_jpeg_of_twelve_bits():
+    """dcm2niix cannot read it, so a decoder of our own tells what is right: to one step, as the standard lets decoders round."""
+    path = Path(get_testdata_file("JPGExtended.dcm", download=False))
+    wanted = decode_jpeg(next(pydicom.encaps.generate_frames(pydicom.dcmread(path).PixelData, number_of_frames=1)))
+    with open_sources(path) as sources:
+        voxels = read_voxels(Stack([read_frames(sources[0])], np.eye(4)), path)[0, :, :, 0].T
+    assert wanted.max() > 255 and np.abs(voxels - wanted).max() < 1 and (voxels != np.rint(wanted)).mean() < 0.01
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+@pytest.mark.parametrize(("precision", "dtype"), [(8, np.uint8), (8, np.uint16), (12, np.uint16), (12, np.int16)])
+def test_series_of_lossy_jpeg(tmp_path, precision, dtype, enhanced):
+    """Of pictures that JPEG keeps exactly; of signed numbers the twelfth bit is the sign."""
+    blocks = build.voxels((4, 3, 5), highest=2**precision)
+    values = np.kron(blocks, np.ones((8, 8, 1), np.uint16))
+    made = [build.enhanced(values, shuffle=None)] if enhanced else build.series(values)
+    for ds in made:
+        frames = ds.pixel_array.reshape(-1, ds.Rows, ds.Columns)
+        bits = 8 * np.dtype(dtype).itemsize
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit = bits, precision, precision - 1
+        ds.PixelRepresentation = int(np.dtype(dtype).kind == "i")
+        ds.PixelData = pydicom.encaps.encapsulate([encode_blocks(frame, precision) for frame in frames])
+        ds["PixelData"].VR, ds.file_meta.TransferSyntaxUID = "OB", "1.2.840.10008.1.2.4.51"
+    wanted = values.astype(float)
+    if dtype is np.int16:
+        wanted[wanted >= 2**11] -= 2**12
+    volume, _ = read_dicom(build.save(made, tmp_path / "in"))
+    np.testing.assert_array_equal(volume.voxels[0], wanted * 2 - 8 if enhanced else wanted)
+
+
+@pytest.mark.parametrize("damage", ["size", "bits", "cut", "no frame"])
+def test_lossy_jpeg_that_is_not_what_its_header_says(tmp_path, damage):
+    made = build.series(np.kron(build.voxels((4, 3, 5)), np.ones((8, 8, 1), np.uint16)))
+    for k, ds in enumerate(made):
+        stream = encode_blocks(ds.pixel_array, 12)
+        if k == 2:
+            stream = {
+                "size": encode_blocks(ds.pixel_array[:16], 12),
+                "bits": stream.replace(b"\x0c\0\x18\0\x20", b"\x10\0\x18\0\x20"),
+                "cut": stream[:80],
+                "no frame": stream.replace(b"\xff\xc1", b"\xff\xfe"),
+            }[damage]
+        ds.BitsStored, ds.HighBit, ds.PixelData = 12, 11, pydicom.encaps.encapsulate([stream])
+        ds["PixelData"].VR, ds.file_meta.TransferSyntaxUID = "OB", "1.2.840.10008.1.2.4.51"
+    with pytest.raises(InputError, match="compressed pixel data are truncated or damaged"):
+        read_dicom(build.save(made, tmp_path / "in"))
+
+
+# ---- deflated files --------------------------------------------------------------------------------------------------
+
+
+def deflated(values: np.ndarray, folder: Path) -> Path:
+    made = build.series(values)
     for ds in made:
         ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    with pytest.raises(InputError, match="is deflated DICOM"):
-        read_dicom(build.save(made, tmp_path / "in"))
+    return build.save(made, folder)
+
+
+def test_deflated(tmp_path):
+    values = build.voxels((64, 48, 5), highest=20)
+    folder = deflated(values, tmp_path / "in")
+    assert sum(file.stat().st_size for file in folder.iterdir()) < values.nbytes, "a file is smaller than its voxels"
+    volume, tags = read_dicom(folder)
+    np.testing.assert_array_equal(volume.voxels[0], values)
+    np.testing.assert_allclose(volume.affine, build.expected_affine(), atol=1e-6)
+    assert tags[0]["echo_time_ms"] == 30
+
+
+def test_pydicoms_deflated_file():
+    """A secondary capture, and no volume."""
+    path = Path(get_testdata_file("image_dfl.dcm", download=False))
+    with open_sources(path) as sources:
+        voxels = read_voxels(Stack([read_frames(sources[0])], np.eye(4)), path)
+    np.testing.assert_array_equal(voxels[0, :, :, 0].T, pydicom.dcmread(path).pixel_array)
+
+
+def test_a_deflated_bomb(tmp_path):
+    """A hundred megabytes of zeros in a hundred kilobytes: given up once the bound is passed."""
+    folder = deflated(build.voxels(), tmp_path / "in")
+    file = sorted(folder.iterdir())[1]
+    content = file.read_bytes()
+    meta_end = 128 + 4 + 12 + int.from_bytes(content[140:144], "little")
+    engine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    plain = zlib.decompress(content[meta_end:], -zlib.MAX_WBITS)
+    packed = engine.compress(plain[:-8]) + engine.compress(bytes(100_000_000)) + engine.flush()
+    file.write_bytes(content[:meta_end] + packed)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r"file 2 of 5 would unpack from \d+ to over \d+ bytes"):
+        read_dicom(folder)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 70e6
+
+
+def test_a_deflated_file_cut_anywhere(tmp_path):
+    folder = deflated(build.voxels(), tmp_path / "in")
+    file = sorted(folder.iterdir())[1]
+    content = file.read_bytes()
+    for length in [*range(140, len(content) - 2, 29)]:
+        file.write_bytes(content[:length])
+        with pytest.raises(InputError, match="file 2 of 5 is damaged"):
+            read_dicom(folder)
 
 
 # ---- what dcm2niix reads for us --------------------------------------------------------------------------------------
@@ -291,7 +387,7 @@ def test_without_a_decoder_dcm2niix_converts(tmp_path, monkeypatch):
     ours, _ = read_dicom(folder)
     for file in folder.glob("*.dcm"):
         compress(file, JPEGLSLossless)
-    monkeypatch.setattr("mri_ds.data.dicom.pixels.can_decode", lambda syntax, bits: False)
+    monkeypatch.setattr("mri_ds.data.dicom.pixels.can_decode", lambda syntax: False)
     theirs, tags = read_dicom(folder)
     got, got_affine = canonical(theirs.voxels[0], theirs.affine)
     wanted, wanted_affine = canonical(ours.voxels[0], ours.affine)

@@ -22,6 +22,7 @@ from mri_ds.data.order import Order, chain
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBJECTS, STEPS, STOP = 31, 8, 4  # two epochs and two steps; the change comes one step into the second epoch
+KILLED = [((3, 2), (2, 0)), ((1, 1), (4, 1))]  # before and after
 WORLDS = [(ranks, workers) for ranks, workers in product((1, 2, 3, 4), (0, 1, 2))]
 
 
@@ -32,20 +33,61 @@ def folder(tmp_path_factory, write_into, make_sample) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(folder, tmp_path_factory) -> dict[tuple, list[dict]]:
-    """What was shown: under (1, 0, None) without a break, under (ranks, workers, then) with a change after STOP steps."""
+def launched(folder, tmp_path_factory) -> tuple[Path, dict[tuple, int]]:
+    """Everything in one launch. Returns where the logs are, and how many workers each world that was killed had."""
     at = tmp_path_factory.mktemp("runs")
-    jobs = [job(folder, at / "whole", 1, 0, 0, STEPS)]
+    chains = [killed_chain(folder, at, *case) for case in KILLED] + [[job(folder, at / "whole", 1, 0, 0, STEPS)]]
     for number, (ranks, workers) in enumerate(WORLDS):
         then = WORLDS[(number * 5 + 7) % len(WORLDS)]  # another world, every one once
         assert then != (ranks, workers)
-        jobs.append(job(folder, at / f"{ranks}-{workers}", ranks, workers, 0, STOP))
-        jobs.append(job(folder, at / f"{ranks}-{workers}", *then, STOP, STEPS, part="b"))
-    (at / "jobs.json").write_text(json.dumps(jobs))
-    with started(at / "jobs.json") as process:
+        log = at / f"{ranks}-{workers}"
+        chains.append([job(folder, log, ranks, workers, 0, STOP), job(folder, log, *then, STOP, STEPS, part="b")])
+    (at / "chains.json").write_text(json.dumps(chains))
+    with started(at / "chains.json") as process:
+        num_workers = kill_all(at, process)
         assert process.wait(timeout=280) == 0
-    shown = {world: log_lines(at / f"{world[0]}-{world[1]}") for world in WORLDS}
-    return shown | {"whole": log_lines(at / "whole")}
+    return at, num_workers
+
+
+def killed_chain(folder: Path, at: Path, before: tuple[int, int], after: tuple[int, int]) -> list[dict]:
+    """A run that will be killed, and its continuation from the state that it left."""
+    log = at / killed_name(before)
+    first = job(folder, log, *before, 0, STEPS, pause_s=0.2, is_killed=True)
+    return [first, job(folder, log, *after, None, STEPS, part="b")]
+
+
+def killed_name(before: tuple[int, int]) -> str:
+    return f"killed-{before[0]}-{before[1]}"
+
+
+def kill_all(at: Path, process: subprocess.Popen) -> dict[tuple, int]:
+    """Kills the ranks of each run that is to be killed, once it has done four steps; no worker goes on without its rank."""
+    waiting, num_workers, orphans = {before for before, _ in KILLED}, {}, []
+    end = time.monotonic() + 200
+    while waiting:
+        assert time.monotonic() < end and process.poll() is None
+        for before in sorted(waiting):
+            state = at / f"{killed_name(before)}.state"
+            if state.exists() and json.loads(state.read_text())["step"] >= 4:
+                pids = json.loads((at / f"{killed_name(before)}.a.pids").read_text())
+                workers = [child for pid in pids for child in psutil.Process(pid).children()]
+                for pid in pids:
+                    os.kill(pid, signal.SIGKILL)
+                waiting.discard(before)
+                num_workers[before] = len(workers)
+                orphans += workers
+        time.sleep(0.02)
+    while any(worker.is_running() for worker in orphans):
+        assert time.monotonic() < end, "a worker outlives its rank"
+        time.sleep(0.02)
+    return num_workers
+
+
+@pytest.fixture(scope="module")
+def runs(launched) -> dict[tuple, list[dict]]:
+    """What was shown: under "whole" without a break, under (ranks, workers) with a change after STOP steps."""
+    at, _ = launched
+    return {world: log_lines(at / f"{world[0]}-{world[1]}") for world in WORLDS} | {"whole": log_lines(at / "whole")}
 
 
 def job(folder, log, ranks, workers, start, stop, part="a", **more) -> dict:
@@ -62,11 +104,11 @@ def job(folder, log, ranks, workers, start, stop, part="a", **more) -> dict:
 
 
 @contextmanager
-def started(jobs: Path):
+def started(chains: Path):
     """The process that forks the ranks, in a group of its own of which nothing is left afterwards."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/data/ranks.py"), str(jobs)], env=environment, start_new_session=True
+        [sys.executable, str(ROOT / "tests/data/ranks.py"), str(chains)], env=environment, start_new_session=True
     )
     try:
         yield process
@@ -77,10 +119,10 @@ def started(jobs: Path):
         process.wait()
 
 
-def log_lines(log: Path) -> list[dict]:
+def log_lines(log: Path, parts: str = "ab") -> list[dict]:
     """All ranks' lines in the order of step and place. A last line that a kill cut short is left out."""
     lines = []
-    for path in log.parent.glob(f"{log.name}.[ab].[0-9]"):
+    for path in log.parent.glob(f"{log.name}.[{parts}].[0-9]"):
         lines += [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     return sorted(lines, key=lambda line: (line["step"], line["place"]))
 
@@ -124,38 +166,15 @@ def test_crops_differ_between_epochs(runs):
     assert sum(first[subject] != second[subject] for subject in first) > SUBJECTS // 2
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize(("before", "after"), [((3, 2), (2, 0)), ((1, 1), (4, 1))])
-def test_killed_in_mid_epoch_and_resumed_in_another_world(folder, tmp_path, runs, before, after):
-    log = tmp_path / "run"
-    (tmp_path / "first.json").write_text(json.dumps([job(folder, log, *before, 0, STEPS, pause_s=0.2)]))
-    with started(tmp_path / "first.json") as process:
-        wait_for(lambda: (tmp_path / "run.state").exists() and state(tmp_path)["step"] >= 4)
-        pids = json.loads((tmp_path / "run.a.pids").read_text())
-        workers = [child for pid in pids for child in psutil.Process(pid).children()]
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        assert process.wait(timeout=30) == 1
-        assert len(workers) == before[0] * before[1]
-        wait_for(lambda: not any(worker.is_running() for worker in workers))  # none goes on without its rank
-    done = state(tmp_path)["step"]
+@pytest.mark.parametrize(("before", "after"), KILLED)
+def test_killed_in_mid_epoch_and_resumed_in_another_world(launched, runs, before, after):
+    at, num_workers = launched
+    name = killed_name(before)
+    later = log_lines(at / name, parts="b")
+    done = later[0]["step"]
     assert 4 <= done < STEPS and done % 3, "the kill was to come in mid-epoch"
-    kept = [line for line in log_lines(log) if line["step"] < done]
-    (tmp_path / "then.json").write_text(json.dumps([job(folder, log, *after, done, STEPS, part="b")]))
-    for path in tmp_path.glob("run.a.[0-9]"):
-        path.unlink()
-    with started(tmp_path / "then.json") as process:
-        assert process.wait(timeout=60) == 0
-    assert kept + log_lines(log) == runs["whole"]
-    assert digest(kept + log_lines(log)) == digest(runs["whole"])
-
-
-def state(folder: Path) -> dict:
-    return json.loads((folder / "run.state").read_text())
-
-
-def wait_for(condition, timeout_s: float = 60) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"waited {timeout_s} s"
-        time.sleep(0.02)
+    assert num_workers[before] == before[0] * before[1]
+    assert len(json.loads((at / f"{name}.b.pids").read_text())) == after[0]
+    kept = [line for line in log_lines(at / name, parts="a") if line["step"] < done]
+    assert kept + later == runs["whole"]
+    assert digest(kept + later) == digest(runs["whole"])

@@ -145,7 +145,7 @@ class TestLabelTable:
             ("classes: {}", "classes"),
             ("clases: {a: [1]}", "did you mean 'classes'"),
             ("classes: [", "not YAML"),
-            ("- 1", "file"),
+            ("- 1", "holds a list"),
             ("classes: {a: [x]}", "classes.a.0"),
         ],
     )

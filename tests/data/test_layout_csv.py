@@ -143,7 +143,7 @@ def test_columns_that_the_description_leaves_out(table: Path) -> None:
     ("old", "new", "words"),
     [
         ("subject,", "case,", "has no column subject. Fix: write a header line, comma-separated, with subject."),
-        ("image:T1w", "image:", "column 'image:' is of no kind. Fix: write image:CHANNEL or label:TASK."),
+        ("image:T1w", "image:", "column 'image:' is of no kind. Fix: write image:CHANNEL, label:TASK or series:CHANNEL."),
         ("image:T1w", "mask:T1w", "column 'mask:T1w' is of no kind."),
         ("image:T1w", "image", "has both an image column and image:CHANNEL columns."),
         ("image:T1w,image:FLAIR", "t1,flair", "has no image column."),

@@ -278,8 +278,8 @@ def test_tasks_inferred_from_columns(folder: Path) -> None:
         {"lesion": "few"},
         {"age": 30.0, "lesion": "none"},
     ]
+    assert [subject.site for subject in dataset.subjects] == ["A", "A", "A"]
     assert dataset.problems == [
-        "column 'site' of participants.tsv has one value: left out",
         "column 'comment' of participants.tsv differs for every subject: left out",
         "column 'empty' of participants.tsv has no value: left out",
     ]

@@ -229,3 +229,27 @@ def test_workers_leave_the_cores_to_those_who_compute(monkeypatch):
     monkeypatch.setattr("mri_ds.data.loader.num_cores", lambda: 96)
     assert [workers_per_rank(n, beside_gpu=True) for n in (1, 8, 16, 48, 96)] == [8, 8, 5, 1, 1]
     assert workers_per_rank(2, beside_gpu=False) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_flipped_bit_stops_or_is_masked_and_counted(batches, dataset, monkeypatch, caplog, workers):
+    """The subject is named with its shard; the others' batches are what they were."""
+    monkeypatch.setattr("mri_ds.data.loader.MAX_SKIPPED", 0.2)
+    whole = batches(8)
+    shard, entry = dataset._entries[4]
+    offset, size = entry.members["image.chunks"]
+    damaged = bytearray(shard.read_bytes())
+    damaged[offset + size - 10] ^= 4
+    shard.write_bytes(damaged)
+    with pytest.raises(InputError, match=rf"{shard.name}: {entry.key}.image.chunks: chunk 1 .* fails its checksum"):
+        batches(8, data={"num_workers": workers})
+    got = batches(8, data={"num_workers": workers, "skip_unreadable": True})
+    assert ids(got) == ["" if subject == entry.subject_id else subject for subject in ids(whole)]
+    for a, b in zip(got, whole):
+        for i, subject in enumerate(a["subject_id"]):
+            if b["subject_id"][i] == entry.subject_id:
+                assert not a["image"][i].any() and not any(mask[i] for mask in a["mask"].values())
+            elif subject:
+                assert torch.equal(a["image"][i], b["image"][i])
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"left out {entry.subject_id}: ") and "1 of 7 so far" in line

@@ -77,8 +77,7 @@ def same_samples(one: ShardDataset, other: ShardDataset) -> bool:
     )
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-@pytest.mark.parametrize("max_bytes", [None, 2**20, 50 * 2**20])
+@pytest.mark.parametrize(("max_bytes", "ranges"), [(None, True), (2**20, False), (50 * 2**20, True)])
 def test_every_sample_survives_every_fault(folder, serve, at, ranges, max_bytes):
     server = serve(folder, ranges=ranges, fault=lambda number, path: FAULTS[number % len(FAULTS)])
     far, near = ShardDataset(at(server.url, max_bytes), "train"), ShardDataset(folder, "train")
@@ -266,7 +265,7 @@ def test_ranks_that_share_a_cache_over_a_bad_line_show_every_subject_once(folder
     base = {"workers": 2, "start": 0, "stop": 4, "data": {"augment": False}}
     far = {**base, "ranks": 3, "folder": server.url, "log": str(tmp_path / "far.a"), "state": str(tmp_path / "far.state")}
     near = {**base, "ranks": 1, "folder": str(folder), "log": str(tmp_path / "near.a"), "state": str(tmp_path / "near.state")}
-    (tmp_path / "jobs.json").write_text(json.dumps([far, near]))
+    (tmp_path / "jobs.json").write_text(json.dumps([[far], [near]]))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MRI_DS_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, str(ROOT / "tests/data/ranks.py"), str(tmp_path / "jobs.json")]
     assert subprocess.run(command, env=environment, timeout=100).returncode == 0

@@ -275,7 +275,7 @@ def is_running(pid: int) -> bool:
 def test_a_subject_with_another_number_of_channels_is_bad(make_dataset, tmp_path):
     dataset = make_dataset(6)
     dataset.subjects[0].images.pop()
-    with pytest.raises(InputError, match=r"sub-05.s: 1 image channels, the dataset has 2"):
+    with pytest.raises(InputError, match=r"sub-05.s: 1 image channels .time points count., the dataset has 2"):
         write_shards(dataset, tmp_path / "out", num_folds=2, strict=True)
 
 

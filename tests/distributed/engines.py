@@ -91,7 +91,7 @@ def main(path: str) -> None:
     from mri_ds.training import distributed
 
     job = json.loads(Path(path).read_text())
-    distributed.start()
+    distributed.start(300)
     try:
         if job.get("emulate_fp16"):
             _emulate_fp16()
@@ -115,7 +115,8 @@ def _emulate_fp16() -> None:
 
 def _case(name: str, case: dict, job: dict) -> dict:
     from mri_ds.config import TaskConfig, load_config
-    from mri_ds.training import checkpoint, distributed, ds_config
+    from mri_ds.training import distributed, ds_config
+    from mri_ds.training.checkpoint import Checkpoints, export
 
     config = load_config(scale="tiny", overrides=[*job["sets"], f"training.steps={job['steps']}", *case.get("sets", [])])
     config.tasks = {task: TaskConfig(**facts) for task, facts in TASKS.items()}
@@ -129,13 +130,15 @@ def _case(name: str, case: dict, job: dict) -> dict:
     engine = _engine(config, resolved)
     told = _steps(engine, config, range(half))
     if case.get("resume"):
-        checkpoint.save(engine, folder, half, data={})
+        checkpoints = Checkpoints(engine, folder, config.training)
+        checkpoints.save(half, batch=batch_of(0, 1, slice(0, 1)), data={}, scalars={})
+        checkpoints.wait()
         _drop(engine)
         engine = _engine(config, resolved, seed=1)
-        checkpoint.resume(engine, folder, lambda data: None)
+        assert Checkpoints(engine, folder, config.training).resume(lambda data: None) == half
         told = {key: told[key] + value for key, value in _steps(engine, config, range(half, job["steps"])).items()}
     if case.get("export"):
-        checkpoint.export(engine, folder)
+        export(engine, folder)
     told |= {
         "dtype": str(next(engine.module.parameters()).dtype),
         "loss_scale": float(getattr(engine.optimizer, "loss_scale", 1.0)),
@@ -156,12 +159,13 @@ def _engine(config, resolved, seed=0):
 
 def _steps(engine, config, steps) -> dict:
     from mri_ds.training import distributed
-    from mri_ds.training.expert_parallel import balance
+    from mri_ds.training.expert_load import ExpertLoad
     from mri_ds.training.loop import train_step
     from mri_ds.training.window import Window
 
     total, world, rank = config.training.global_batch, distributed.world_size(), distributed.rank()
     micro = engine.train_micro_batch_size_per_gpu()
+    load = ExpertLoad(engine.module, list(config.tasks))
     losses, norms = [], []
     for step in steps:
         batches = (
@@ -169,7 +173,7 @@ def _steps(engine, config, steps) -> dict:
             for start in range(0, total, micro * world)
         )
         mean, _ = train_step(engine, batches, Window())
-        balance(engine.module, rate=config.training.balance_rate)
+        load.balance(rate=config.training.balance_rate)
         losses.append(distributed.average({"loss": mean["loss"]})["loss"])
         norms.append(float(engine.get_global_grad_norm() or 0.0))
     return {"losses": losses, "norms": norms}

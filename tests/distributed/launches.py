@@ -76,8 +76,13 @@ def run(command: list[str], log: Path, *, timeout_s: float = 180) -> str:
 
 def losses(run_dir: Path) -> dict[int, float]:
     """{step: loss} of metrics.jsonl."""
+    return logged(run_dir, "loss")
+
+
+def logged(run_dir: Path, name: str) -> dict[int, float]:
+    """{step: value} of metrics.jsonl."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row["loss"] for row in rows}
+    return {row["step"]: row[name] for row in rows}
 
 
 def wait_for(condition, *, timeout_s: float, what: str):

@@ -6,9 +6,7 @@ import launches
 import pytest
 from safetensors.torch import load_file
 
-from mri_ds.config import TrainingConfig
-
-LR, STEPS = TrainingConfig().lr, 10
+STEPS = 10
 SETS = [
     f"training.steps={STEPS}",
     "training.log_every=1",
@@ -39,20 +37,21 @@ def train(ranks, shards, folder, *, zero, ep, level="block", sets=(), micro="aut
 
 @pytest.mark.timeout(240)
 def test_two_ranks_with_zero_3_and_expert_parallelism_equal_one(one_rank, shards, tmp_path):
+    """Losses, gradient norms and every tensor of the weights, in ten steps of AdamW with balancing and a picture in between."""
     two = train(2, shards, tmp_path, zero=3, ep=2)
-    expected, got = launches.losses(one_rank), launches.losses(two)
-    assert list(got) == list(range(1, 11))
-    assert list(got.values()) == pytest.approx(list(expected.values()), rel=1e-5)
-    a, b = (load_file(run / "model.safetensors") for run in (one_rank, two))
-    assert a.keys() == b.keys()
-    for name in a:
-        if name.endswith("e_score_correction_bias"):  # follows counts, and one token at a tie moves a count by a whole
-            assert (b[name] - a[name]).abs().max() < 0.01, name
-            continue
-        # Adam turns rounding in gradients near zero into whole steps, so single weights may part. A tensor may by a thousandth of
-        # its size, or of the way that Adam can go: a learning rate per weight and step
-        reach = LR * STEPS * a[name].numel() ** 0.5
-        assert (b[name] - a[name]).norm() <= 1e-3 * max(a[name].norm(), reach), name
+    for name in ("loss", "gradient_norm"):
+        expected, got = launches.logged(one_rank, name), launches.logged(two, name)
+        assert list(got) == list(range(1, STEPS + 1))
+        assert list(got.values()) == pytest.approx(list(expected.values()), rel=1e-5)
+    one, other = (load_file(run / "model.safetensors") for run in (one_rank, two))
+    assert one.keys() == other.keys()
+    for name, weights in one.items():
+        away = other[name] - weights
+        if name.endswith("read_image.key_value.bias"):
+            # What is added to all keys alike cancels in the softmax: the gradient of this half is rounding and nothing else, and
+            # Adam, which divides a gradient by its size, makes whole steps of it
+            away, weights = away.chunk(2)[1], weights.chunk(2)[1]
+        assert away.norm() <= 1e-5 * weights.norm(), name
 
 
 @pytest.mark.timeout(240)
@@ -76,6 +75,7 @@ def test_tensorboard_tells_what_the_run_did(one_rank):
     events = EventAccumulator(str(one_rank)).Reload()
     scalars = set(events.Tags()["scalars"])
     wanted = {"loss", "learning_rate", "gradient_norm", "throughput/voxels_per_s", "expert_load/layer0", "expert_load/layer1"}
+    wanted |= {f"expert_load/layer{layer}/{task}" for layer in (0, 1) for task in ("ball", "size", "radius")}
     wanted |= {f"{kind}/{task}" for kind in ("loss", "task_weight") for task in ("ball", "size", "radius")}
     assert wanted <= scalars
     assert len(events.Scalars("loss")) == 10

@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, BinaryIO
 
+from mri_ds.data.dicom.decode import DEFLATED
+from mri_ds.data.dicom.deflated import inflate
 from mri_ds.data.dicom.files import MARK, PREAMBLE, Source, is_dicom_bytes
 from mri_ds.errors import InputError
 
 INSTALL = "pip install 'mri_ds[dicom]'"
-DEFLATED = "1.2.840.10008.1.2.1.99"
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
+GROUP_LENGTH_BYTES = 12  # of the element that says how long the meta header is behind it
 MAX_VALUES = 1000  # in one element that we use
 
 # Where enhanced multi-frame objects keep, per frame or shared, what classic ones have at the top
@@ -139,7 +141,7 @@ class Elements:
 def read_elements(source: Source, keywords: Sequence[str | int], *, pixels: bool = False) -> tuple[list[Elements], str] | None:
     """The listed elements of one file, one Elements per frame with groups of its own (else just one), and the transfer syntax.
 
-    None for a file that is not DICOM. Raises InputError for one that claims to be, is damaged, or is deflated.
+    None for a file that is not DICOM. Raises InputError for one that claims to be, is damaged, or inflates to too much.
     """
     with source.open() as file:
         head = file.read(PREAMBLE + len(MARK))
@@ -149,12 +151,12 @@ def read_elements(source: Source, keywords: Sequence[str | int], *, pixels: bool
             return None
         try:
             with quiet() as pydicom:
-                if _transfer_syntax(pydicom, file, head) == DEFLATED:  # it would be inflated without a limit
-                    fix = "rewrite it with explicit VR (dcmconv +te, gdcmconv --raw)"
-                    raise InputError(f"{source.label} is deflated DICOM", where=source.where, fix=fix)
-                file.seek(0)
-                dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, force=True, specific_tags=list(keywords))
-                syntax = str(dataset.file_meta.get("TransferSyntaxUID") or "") or _guessed_syntax(dataset)
+                syntax, end = _meta_header(pydicom, file, head)
+                file.seek(end)
+                plain = inflate(source, file) if syntax == DEFLATED else file  # pydicom would inflate it without a limit
+                plain.seek(0)
+                dataset = pydicom.dcmread(plain, stop_before_pixels=not pixels, force=True, specific_tags=list(keywords))
+                syntax = syntax or _guessed_syntax(dataset)
                 return [Elements([*groups, dataset]) for groups in _groups(dataset)], syntax
         except InputError:
             raise
@@ -179,11 +181,14 @@ def _groups(dataset: Any) -> Iterator[list[Any]]:
         yield [frame, *list(shared or [])[:1]]
 
 
-def _transfer_syntax(pydicom: ModuleType, file: BinaryIO, head: bytes) -> str:
-    """Of the meta header, which is always explicit VR little endian; nothing behind it is touched."""
-    file.seek(PREAMBLE + len(MARK) if head[PREAMBLE:] == MARK else 0)
+def _meta_header(pydicom: ModuleType, file: BinaryIO, head: bytes) -> tuple[str, int]:
+    """The transfer syntax, and where the meta header ends; it is always explicit VR little endian. Nothing behind it is used."""
+    start = PREAMBLE + len(MARK) if head[PREAMBLE:] == MARK else 0
+    file.seek(start)
     meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    return str(meta.get("TransferSyntaxUID") or "")
+    length = meta.get("FileMetaInformationGroupLength")
+    end = start + GROUP_LENGTH_BYTES + length if isinstance(length, int) else file.tell()
+    return str(meta.get("TransferSyntaxUID") or ""), end
 
 
 def _guessed_syntax(dataset: Any) -> str:

@@ -48,6 +48,8 @@ class Frame:
     series_number: int | None
     space_uid: str  # frame of reference
     instance_uid: str
+    description: str  # of the series, upper case: to choose by, never to be told
+    title: str  # the same where it names nobody, else ""
     stored: StoredPixels
     acquisition: Acquisition
     beyond_us: str = ""  # why only another program can read it

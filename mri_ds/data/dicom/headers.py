@@ -17,14 +17,15 @@ from mri_ds.data.dicom.elements import GROUPS, Damaged, Elements, damaged, read_
 from mri_ds.data.dicom.files import Source
 from mri_ds.data.dicom.frame import Frame, StoredPixels
 from mri_ds.data.dicom.mosaic import cut_mosaic, is_mosaic
-from mri_ds.data.dicom.tags import ACQUISITION, IDENTIFYING, acquisition_of
+from mri_ds.data.dicom.tags import ACQUISITION, IDENTIFYING, acquisition_of, names_nobody
 
 PIXELS = ("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
           "HighBit", "PixelRepresentation")  # fmt: skip
 PLANE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "RescaleSlope",
          "RescaleIntercept")  # fmt: skip
 CLOCKS = ("TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "AcquisitionTime", "InstanceNumber")
-IDENTITY = ("SeriesInstanceUID", "SeriesNumber", "SOPInstanceUID", "FrameOfReferenceUID", "ImageType", "Modality", "SOPClassUID")
+IDENTITY = ("SeriesInstanceUID", "SeriesNumber", "SOPInstanceUID", "FrameOfReferenceUID", "ImageType", "Modality", "SOPClassUID",
+            "SeriesDescription")  # fmt: skip
 PRIVATE = tuple(  # creators and our elements, in the blocks where vendors put them
     tag
     for group, element in ((0x0029, 0x10), (0x0019, 0x0A), (0x0043, 0x2F))
@@ -60,7 +61,8 @@ def read_frames(source: Source) -> list[Frame]:
         stored = _stored_pixels(first, transfer_syntax)
         if len(elements) not in (1, stored.num_frames):
             raise Damaged("NumberOfFrames")
-        frames = [_frame(source, index, one, stored) for index, one in enumerate(elements)]
+        described = _description(first)
+        frames = [_frame(source, index, one, stored, described) for index, one in enumerate(elements)]
         if len(frames) < stored.num_frames:  # frames without a place each
             return [replace(frames[0], position=None)]
         return cut_mosaic(frames[0], first) if len(frames) == 1 and is_mosaic(first) else frames
@@ -102,7 +104,16 @@ def _stored_pixels(first: Elements, transfer_syntax: str) -> StoredPixels:
     )
 
 
-def _frame(source: Source, index: int, get: Elements, stored: StoredPixels) -> Frame:
+def _description(first: Elements) -> tuple[str, str]:
+    """The series description, and what of it may be told."""
+    try:
+        text = first.text("SeriesDescription")
+    except Damaged:  # no volume depends on it
+        return "", ""
+    return text, text if names_nobody(text, first) else ""
+
+
+def _frame(source: Source, index: int, get: Elements, stored: StoredPixels, described: tuple[str, str]) -> Frame:
     position, orientation = get.numbers("ImagePositionPatient", 3), get.numbers("ImageOrientationPatient", 6)
     rows_mm, columns_mm = get.numbers("PixelSpacing", 2) or (0.0, 0.0)
     slope, image_type = get.number("RescaleSlope"), get.codes("FrameType") or get.codes("ImageType")
@@ -123,6 +134,8 @@ def _frame(source: Source, index: int, get: Elements, stored: StoredPixels) -> F
         series_number=get.integer("SeriesNumber"),
         space_uid=get.text("FrameOfReferenceUID"),
         instance_uid=get.text("SOPInstanceUID"),
+        description=described[0],
+        title=described[1],
         stored=stored,
         acquisition=acquisition_of(get),
     )

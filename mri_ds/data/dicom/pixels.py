@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from mri_ds.data.dicom.decode import NATIVE, can_decode, decode, stored_dtype
+from mri_ds.data.dicom.decode import DEFLATED, NATIVE, can_decode, decode, stored_dtype
 from mri_ds.data.dicom.elements import Damaged, damaged, quiet, read_elements
 from mri_ds.data.dicom.files import Source
 from mri_ds.data.dicom.frame import Frame, StoredPixels
 from mri_ds.data.dicom.geometry import Stack
 from mri_ds.errors import InputError
 
+PLAIN = NATIVE - {DEFLATED}  # the file is at least as large as its voxels
 MAX_RATIO = 1000  # of voxels' bytes to a compressed series' bytes; a noisy image reaches 5, empty slices more
 DECODER_BYTES = 2**30  # address space of the decoding process, beside what the voxels take
 DECODER_SECONDS_PER_MIB = 2.0  # of decoded voxels; JPEG 2000 takes a twentieth
@@ -72,17 +73,17 @@ def _check_encoding(source: Source, pixels: StoredPixels, where: Path) -> None:
         fix = "give an image series: masks and real-valued maps are not read"
         raise InputError(f"{source.label} has {pixels.bits_allocated} bits per voxel", where=where, fix=fix)
     with quiet():
-        if not can_decode(pixels.transfer_syntax, pixels.bits_stored):
+        if not can_decode(pixels.transfer_syntax):
             raise Undecodable(pixels.transfer_syntax)
 
 
 def _check_sizes(stored: dict[Source, StoredPixels], where: Path) -> None:
     """No file may declare more voxels than its bytes can hold."""
     for source, pixels in stored.items():
-        if pixels.transfer_syntax in NATIVE and num_bytes(pixels) > source.size:
+        if pixels.transfer_syntax in PLAIN and num_bytes(pixels) > source.size:
             what = f"{source.label} declares {num_bytes(pixels)} bytes of voxels, more than its {source.size} bytes can hold"
             raise InputError(what, where=where, fix="it is truncated or damaged: copy or export it again")
-    compressed = {source: pixels for source, pixels in stored.items() if pixels.transfer_syntax not in NATIVE}
+    compressed = {source: pixels for source, pixels in stored.items() if pixels.transfer_syntax not in PLAIN}
     declared, there = sum(map(num_bytes, compressed.values())), sum(source.size for source in compressed)
     if declared > MAX_RATIO * there:
         what = f"declares {declared} bytes of voxels, more than {there} compressed bytes can hold"

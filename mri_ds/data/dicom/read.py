@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 def read_dicom(path: str | Path, *, series: str | int | Sequence[str | int] | None = None) -> tuple[Volume, list[Acquisition]]:
     """DICOM file, folder (with subfolders) or zip -> Volume, voxels (C, D, H, W) float32, and one dict of tags per channel.
 
-    series: the number or SeriesInstanceUID of the series to read, or several, which become channels in this order and must lie on
-    one grid; None where there is just one beside localisers (`list_series` lists them). Time points become channels.
+    series: the number of the series to read, or a pattern of its description or SeriesInstanceUID ("*flair*"), or several, which
+    become channels in this order and must lie on one grid; None where there is just one beside localisers (`list_series` lists
+    them). Time points become channels.
     The tags are those of `tags.py` that all slices agree on; nothing else of a header survives.
     Raises InputError for what is no DICOM or damaged, for series that are no regular grid (`geometry.stack` gives the reasons),
     for several series that differ in grid, for voxels that are not finite or constant, and where pydicom is not installed.
 
-    >>> volume, tags = read_dicom("study/", series=[11, 36468])         # doctest: +SKIP
+    >>> volume, tags = read_dicom("study/", series=[11, "*flair*"])     # doctest: +SKIP
     >>> volume.voxels.shape, tags[0]["echo_time_ms"]                      # doctest: +SKIP
     ((2, 280, 320, 22), 9.5)
     """
@@ -55,11 +56,28 @@ def read_dicom(path: str | Path, *, series: str | int | Sequence[str | int] | No
     return _volume(np.concatenate([volume.voxels for volume in volumes]), volumes[0].affine), tags
 
 
-def list_series(path: str | Path) -> list[tuple[str, Acquisition]]:
-    """Key and acquisition tags of each series in a file, folder or zip, without reading a voxel."""
+class ListedSeries(NamedTuple):
+    """What can be told of a series. `description`: its own words where they name nobody, else ""; `num_frames` of all times."""
+
+    key: str
+    acquisition: Acquisition
+    description: str
+    columns: int
+    rows: int
+    num_frames: int
+    is_localiser: bool
+
+
+def list_series(path: str | Path) -> list[ListedSeries]:
+    """Each series in a file, folder or zip, without reading a voxel. Raises InputError for what is damaged or no DICOM."""
     path = Path(path)
     with quiet(), open_sources(path) as sources:
-        return [(one.key, one.acquisition) for one in _series_of(sources, path)]
+        return [_listed(one) for one in _series_of(sources, path)]
+
+
+def _listed(one: Series) -> ListedSeries:
+    first = one.frames[0]
+    return ListedSeries(one.key, one.acquisition, first.title, first.shape[1], first.shape[0], len(one.frames), one.is_localiser)
 
 
 def _series_of(sources: Sequence[Source], path: Path) -> list[Series]:

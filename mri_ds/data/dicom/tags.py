@@ -1,6 +1,7 @@
 """What of a header may leave it: a listed set of acquisition tags, each a number in range or a code out of a known set.
 
-Dates, names, UIDs, protocol and series descriptions, comments and private text never do. The three listed texts that vendors
+Dates, names, UIDs, protocol and series descriptions, comments and private text never do; only `mri-ds series` shows on the screen
+what a series calls itself, where that passes `names_nobody`. The three listed texts that vendors
 choose (manufacturer, model, sequence name) are reduced: the manufacturer to a known one or "other", the others to a short
 technical form, dropped when they share a word with the patient, the staff or the site.
 Source: DICOM PS3.15, annex E, for what identifies; PS3.3, C.8.3.1 and C.8.13.5, for the defined terms.
@@ -73,7 +74,7 @@ def acquisition_of(get: Elements) -> Acquisition:
         found["manufacturer"] = next((v for v in VENDORS if re.search(rf"\b{v.upper()}", vendor)), "other")
     for name, keyword in TEXTS.items():
         text = " ".join(_texts(get, keyword))
-        if TECHNICAL.fullmatch(text) and not LONG_NUMBER.search(text) and not _names_somebody(text, get):
+        if TECHNICAL.fullmatch(text) and names_nobody(text, get):
             found[name] = text
     return found
 
@@ -92,10 +93,13 @@ def _texts(get: Elements, keyword: str) -> tuple[str, ...]:
         return ()
 
 
-def _names_somebody(text: str, get: Elements) -> bool:
-    """Whether a text holds a piece, of three characters or more, of what names the patient, the staff or the site."""
+def names_nobody(text: str, get: Elements) -> bool:
+    """Whether a text (upper case, printable) holds no long number, and no piece, of three characters or more, of what names the
+    patient, the staff or the site."""
+    if not text.isprintable() or LONG_NUMBER.search(text):
+        return False
     try:
         identifying = " ".join(get.text(keyword) for keyword in IDENTIFYING)
     except Damaged:  # what cannot be read cannot be ruled out
-        return True
-    return any(word in text for word in re.split(r"[^\w]+|_", identifying) if len(word) >= 3)
+        return False
+    return not any(word in text for word in re.split(r"[^\w]+|_", identifying) if len(word) >= 3)

@@ -3,7 +3,7 @@
 A layout is a row of LAYOUTS. The first that recognises a folder has it, unless the user names another.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,9 @@ from mri_ds.data.layouts.csv_table import find_csv, is_csv
 from mri_ds.data.layouts.folder import find_folder, is_folder
 from mri_ds.data.layouts.msd import find_msd, is_msd
 from mri_ds.data.layouts.nnunet import find_nnunet, is_nnunet
+from mri_ds.data.layouts.studies import is_study, with_series
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles, load_subject
+from mri_ds.data.layouts.webdataset import find_webdataset, is_webdataset
 from mri_ds.errors import InputError
 
 __all__ = ["LAYOUTS", "Dataset", "SubjectFiles", "describe", "find_dataset", "load_subject"]
@@ -33,15 +35,20 @@ LAYOUTS = {
     "msd": Layout(is_msd, find_msd, "dataset.json with imagesTr/ (Medical Segmentation Decathlon)"),
     "folder": Layout(is_folder, find_folder, "images/ with participants.tsv"),
     "bids": Layout(is_bids, find_bids, "sub-*/anat/ or sub-*/ses-*/anat/ (BIDS)"),
+    "webdataset": Layout(is_webdataset, find_webdataset, "*.tar with <key>.nii.gz or <key>.<channel>.nii.gz (WebDataset)"),
 }
 
 
-def find_dataset(src: Path, layout: str = "auto") -> Dataset:
+def find_dataset(src: Path, layout: str = "auto", series: Mapping[str, str] | None = None) -> Dataset:
     """Recognises the layout of `src` ("auto"), or takes the named one, and lists its subjects, sorted.
 
-    Raises InputError for what no layout, or not the named one, takes.
+    series: {channel: number or pattern} of the series to read where each subject's image is a DICOM study, as dicom.read_dicom
+    takes them. Raises InputError for what no layout, or not the named one, takes.
     """
-    src = Path(src)
+    return with_series(_find(Path(src), layout), series or {}, Path(src))
+
+
+def _find(src: Path, layout: str) -> Dataset:
     if layout not in LAYOUTS and layout != "auto":
         raise InputError(f"no format {layout!r}", fix=nearest(layout, ["auto", *LAYOUTS]))
     if not src.exists():
@@ -53,6 +60,11 @@ def find_dataset(src: Path, layout: str = "auto") -> Dataset:
     for known in LAYOUTS.values():
         if known.recognises(src):
             return known.find(src)
+    if is_study(src):
+        fix = "put one study per subject at images/<subject> beside participants.tsv, or list them in a .csv (subject, image)"
+        raise InputError(
+            "is DICOM, and no dataset of several subjects", where=src, fix=f"{fix}; `mri-ds series` lists what is in it"
+        )
     if not src.is_dir():
         raise InputError("is not a folder", where=src, fix="give the folder of a dataset, or a .csv table")
     raise InputError("no known layout", where=src, fix=f"it needs {', or '.join(known.sign for known in LAYOUTS.values())}")

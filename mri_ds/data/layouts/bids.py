@@ -3,8 +3,8 @@
 A sample is one run of one session of one subject, and is named by these alone: sub-01_ses-pre_run-2 ("run" only where a session
 has several of one kind; a kind with a single run serves them all). All sessions of a subject are one patient. A channel is what
 else a name says: "T1w", "ce-gd_T1w". Without dataset.yaml in the root, channels are the kinds that every sample has; with it, a
-sample that lacks one of its channels is left out, and listed. Targets of a session (sub-01/sub-01_sessions.tsv) win over its
-subject's. Only anat/ is read. Source: BIDS 1.10.
+sample that lacks one of its channels is left out, and listed. Targets and the site of a session (sub-01/sub-01_sessions.tsv)
+win over its subject's. Only anat/ is read. Source: BIDS 1.10.
 """
 
 from collections import defaultdict
@@ -16,6 +16,7 @@ from mri_ds.config import TaskConfig
 from mri_ds.data.layouts.bids_labels import LabelMaps, find_label_maps, infer_task
 from mri_ds.data.layouts.bids_names import BidsFile, anat_folders, images_of
 from mri_ds.data.layouts.description import DESCRIPTION, read_description
+from mri_ds.data.layouts.sites import site_column, site_of
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles
 from mri_ds.data.layouts.targets import check_column, check_task, infer_tasks, read_dictionary, values_of
 from mri_ds.data.layouts.text import Row, is_missing, read_table
@@ -47,7 +48,9 @@ def is_bids(src: Path) -> bool:
 def find_bids(src: Path) -> Dataset:
     """Scans, label maps and tables matched; what belongs to no sample or task is a problem."""
     scans, problems = _find_scans(src)
-    channels, described = read_description(src / DESCRIPTION)
+    channels, described, series = read_description(src / DESCRIPTION)
+    if series:
+        raise InputError("series are of DICOM studies", where=src / DESCRIPTION, fix="name the channels: channels: [T1w, FLAIR]")
     channels = channels or _common_channels(scans, src)
     complete = [scan for scan in scans if not _missing(scan, channels)]
     problems += [f"{scan.sample_id} has no {_missing(scan, channels)[0]}: left out" for scan in scans if _missing(scan, channels)]
@@ -64,6 +67,7 @@ def find_bids(src: Path) -> Dataset:
             labels.get(scan.sample_id, {}),
             values_of(scan.sample_id, table.get(scan.sample_id, {}), tasks, src / TABLE),
             patient=f"sub-{scan.patient}",
+            site=_site(table.get(scan.sample_id, {}), f"{src / TABLE}: {scan.sample_id}"),
         )
         for scan in sorted(complete, key=lambda scan: scan.sample_id)
     ]
@@ -147,6 +151,10 @@ def _find_rows(src: Path, scans: list[Scan]) -> tuple[dict[str, Row], list[str]]
     with_images = {f"sub-{scan.patient}" for scan in scans}
     nobody = [f"{name} of {TABLE} has no complete images" for name in subjects if name not in with_images]
     return {sample: columns | row for sample, row in rows.items()}, nobody
+
+
+def _site(row: Row, where: str) -> str:
+    return site_of(row, site_column(row), where)
 
 
 def _session_row(where: Path, session: str) -> Row:

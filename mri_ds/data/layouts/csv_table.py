@@ -5,9 +5,11 @@
     s01b,p01,visit2/t1.nii.gz,visit2/flair.nii.gz,n/a,62.3,many
 
 `subject` names the samples, `patient` (optional) who they are of: no split divides a patient. `image:NAME` is a channel each;
-`image` alone is one file of one channel, or of all in 4-D. `label:TASK` is a label map each; every other column is a target
-(text: classification, numbers: regression). An empty cell or n/a is no label. Paths are relative to the table, and may not leave
-its folder by `..`; absolute ones are taken as they are. Cells are separated by commas, semicolons or tabs.
+`image` alone is one file of one channel, or of all in 4-D, or a DICOM study (folder or zip): `series:NAME` columns then say which
+series of it a channel is, where numbers differ from study to study. `label:TASK` is a label map each; `site` (or site_id,
+scanner) is where a subject was scanned; every other column is a target (text: classification, numbers: regression). An empty
+cell or n/a is no label. Paths are relative to the table, and may not leave its folder by `..`; absolute ones are taken as they
+are. Cells are separated by commas, semicolons or tabs.
 A YAML file of the table's name (subjects.yaml) has `channels` and `tasks` as dataset.yaml of a folder; label maps need it,
 because class names stand nowhere else. subjects.json, where present, is a data dictionary (`Levels`, `Units`) as in BIDS.
 """
@@ -17,13 +19,14 @@ from pathlib import Path, PurePosixPath
 
 from mri_ds.config import TaskConfig, nearest
 from mri_ds.data.layouts.description import HOW_TO_NAME_CLASSES, read_description
+from mri_ds.data.layouts.sites import site_column, site_of
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles
 from mri_ds.data.layouts.targets import check_column, check_task, infer_tasks, read_dictionary, values_of
 from mri_ds.data.layouts.text import Row, is_missing, read_table
 from mri_ds.data.nifti import stem
 from mri_ds.errors import InputError
 
-ID, PATIENT, IMAGE, LABEL = "subject", "patient", "image", "label"
+ID, PATIENT, IMAGE, LABEL, SERIES = "subject", "patient", "image", "label", "series"
 DELIMITERS = ",;\t"
 SUFFIXES = (".csv", ".tsv")
 
@@ -36,8 +39,9 @@ def find_csv(src: Path) -> Dataset:
     """Every row a subject, whose files must exist; files beside theirs that no row names are problems."""
     table = read_table(src, ID, delimiters=DELIMITERS)
     columns = list(next(iter(table.values())))
-    channels, tasks = read_description(src.with_suffix(".yaml"))
+    channels, tasks, series = read_description(src.with_suffix(".yaml"))
     channels = _channels(columns, channels, src)
+    site = site_column(columns)
     targets = {subject: _targets_of(row) for subject, row in table.items()}
     patients = {subject: row[PATIENT] for subject, row in table.items() if not is_missing(row.get(PATIENT, ""))}
     tasks, left_out = _tasks(tasks, columns, targets, patients, src)
@@ -48,10 +52,12 @@ def find_csv(src: Path) -> Dataset:
             _labels(subject, row, tasks, src),
             values_of(subject, targets[subject], tasks, src),
             patient=patients.get(subject, ""),
+            series=_series(subject, row, channels, src),
+            site=site_of(row, site, f"{src}: {subject}"),
         )
         for subject, row in sorted(table.items())
     ]
-    return Dataset("CSV", channels, tasks, subjects, [*_unlisted(src, table, subjects), *left_out])
+    return Dataset("CSV", channels, tasks, subjects, [*_unlisted(src, table, subjects), *left_out], series)
 
 
 def _targets_of(row: Row) -> Row:
@@ -60,16 +66,20 @@ def _targets_of(row: Row) -> Row:
 
 def _channels(columns: list[str], described: list[str], src: Path) -> list[str]:
     """Channel names in order: as described, else as the columns stand."""
-    kinds = {IMAGE + ":", LABEL + ":"}
+    kinds = {IMAGE + ":", LABEL + ":", SERIES + ":"}
     if wrong := next((c for c in columns if ":" in c and not any(c.startswith(k) and c != k for k in kinds)), None):
-        raise InputError(f"column {wrong!r} is of no kind", where=src, fix="write image:CHANNEL or label:TASK")
-    named = [column.removeprefix(IMAGE + ":") for column in columns if column.startswith(IMAGE + ":")]
+        raise InputError(f"column {wrong!r} is of no kind", where=src, fix="write image:CHANNEL, label:TASK or series:CHANNEL")
+    named = _named(IMAGE, columns)
     if bool(named) == (IMAGE in columns):
         what = "has both an image column and image:CHANNEL columns" if named else "has no image column"
         raise InputError(what, where=src, fix="write image:CHANNEL columns, or one image column")
+    if (series := _named(SERIES, columns)) and named:
+        raise InputError("has image:CHANNEL and series:CHANNEL columns", where=src, fix="series are of one image, a study")
+    named = named or series
     if named and (absent := next((channel for channel in described if channel not in named), None)):
         fix = nearest(absent, named)
-        raise InputError(f"channel {absent!r} is no column image:{absent}", where=src.with_suffix(".yaml"), fix=fix)
+        kind = SERIES if series else IMAGE
+        raise InputError(f"channel {absent!r} is no column {kind}:{absent}", where=src.with_suffix(".yaml"), fix=fix)
     return described or named or [IMAGE]
 
 
@@ -80,7 +90,7 @@ def _tasks(
     patients: Mapping[str, str],
     src: Path,
 ) -> tuple[dict[str, TaskConfig], list[str]]:
-    maps = [column.removeprefix(LABEL + ":") for column in columns if column.startswith(LABEL + ":")]
+    maps = _named(LABEL, columns)
     where = src.with_suffix(".yaml")
     if described is None:
         if maps:
@@ -108,6 +118,19 @@ def _images(subject: str, row: Row, channels: list[str], src: Path) -> list[Path
     return [_file(subject, column, row[column], src) for column in columns]
 
 
+def _series(subject: str, row: Row, channels: list[str], src: Path) -> tuple[str, ...]:
+    cells = [row[f"{SERIES}:{channel}"] for channel in channels if f"{SERIES}:{channel}" in row]
+    if any(map(is_missing, cells)):
+        fix = f"give the number, or a pattern, or take the row out; `mri-ds series {row[IMAGE]}` lists them"
+        raise InputError("a series is not named", where=f"{src}: {subject}", fix=fix)
+    return tuple(cells)
+
+
+def _named(kind: str, columns: list[str]) -> list[str]:
+    """["T1w", "FLAIR"] of the columns image:T1w and image:FLAIR."""
+    return [column.removeprefix(kind + ":") for column in columns if column.startswith(kind + ":")]
+
+
 def _labels(subject: str, row: Row, tasks: Mapping[str, TaskConfig], src: Path) -> dict[str, Path]:
     columns = {name: f"{LABEL}:{name}" for name, task in tasks.items() if task.kind == "segmentation"}
     return {name: _file(subject, column, row[column], src) for name, column in columns.items() if not is_missing(row[column])}
@@ -131,7 +154,7 @@ def _unlisted(src: Path, table: Mapping[str, Row], subjects: list[SubjectFiles])
         src.parent / cell
         for row in table.values()
         for column, cell in row.items()
-        if (column == IMAGE or ":" in column) and not is_missing(cell)
+        if column.partition(":")[0] in (IMAGE, LABEL) and not is_missing(cell)
     }
     folders = sorted({path.parent for path in listed if path.is_relative_to(src.parent)})
     there = [path for folder in folders for path in sorted(folder.glob("*")) if stem(path)]

@@ -4,9 +4,11 @@ channels: [T1w, T2w]
 tasks:
   tissue: {kind: segmentation, classes: [background, csf, grey, white]}
   age: {kind: regression, unit: years}
+series: {T1w: "*t1*post*", FLAIR: "*flair*|*tirm*"}   # where images are DICOM studies: the series that become channels
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 from mri_ds.config import TaskConfig, nearest, validate
 from mri_ds.data.layouts.text import read_yaml
@@ -16,17 +18,31 @@ DESCRIPTION = "dataset.yaml"
 HOW_TO_NAME_CLASSES = "tasks: {NAME: {kind: segmentation, classes: [background, ...]}}"
 
 
-def read_description(where: Path) -> tuple[list[str], dict[str, TaskConfig] | None]:
-    """Channels ([]: not said) and tasks (None: not said). A file that is not there says nothing."""
+class Description(NamedTuple):
+    """Each is empty where the file does not say it; tasks are None."""
+
+    channels: list[str]
+    tasks: dict[str, TaskConfig] | None
+    series: dict[str, str]
+
+
+def read_description(where: Path) -> Description:
+    """A file that is not there says nothing. Raises InputError for one that cannot be understood."""
     if not where.is_file():
-        return [], None
+        return Description([], None, {})
     raw = read_yaml(where, "`channels:` and `tasks:`")
-    if unknown := [key for key in raw if key not in ("channels", "tasks")]:
-        fix = nearest(str(unknown[0]), ["channels", "tasks"])
+    if unknown := [key for key in raw if key not in Description._fields]:
+        fix = nearest(str(unknown[0]), list(Description._fields))
         raise InputError(f"unknown key {str(unknown[0])!r}", where=where, fix=fix)
     channels = raw.get("channels") or []
     named = isinstance(channels, list) and all(isinstance(channel, str) and channel for channel in channels)
     if not named or len(set(channels)) < len(channels):
         what = f"channels = {channels!r} is not a list of different names"
         raise InputError(what, where=where, fix="write channels: [T1w, T2w]")
-    return channels, validate({"tasks": raw["tasks"]}, where=str(where)).tasks if raw.get("tasks") else None
+    series = raw.get("series") or {}
+    texts = [text for item in series.items() for text in item] if isinstance(series, dict) else [None]
+    if not all(isinstance(text, str | int) and str(text) for text in texts):
+        what = f"series = {series!r} names no patterns"
+        raise InputError(what, where=where, fix='write series: {T1w: "*t1*", FLAIR: "*flair*"}')
+    tasks = validate({"tasks": raw["tasks"]}, where=str(where)).tasks if raw.get("tasks") else None
+    return Description(channels, tasks, {str(name): str(pattern) for name, pattern in series.items()})

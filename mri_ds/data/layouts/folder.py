@@ -1,10 +1,11 @@
 """A plain folder of NIfTI files with a table of subjects.
 
-images/<subject>_<channel>.nii.gz (or images/<subject>.nii.gz: one channel, or all of them in 4-D), or DICOM in its place:
-a folder or zip of one series, named likewise;
-labels/<subject>_<task>.nii.gz, and participants.tsv, tab-separated, whose column participant_id names the subjects and whose
-others are targets (text: classification, numbers: regression; empty or n/a: no label). participants.json, where present, is its
-data dictionary: `Levels` make a column classification, `Units` are a regression's unit.
+images/<subject>_<channel>.nii.gz (or images/<subject>.nii.gz: one channel, or all of them in 4-D), or DICOM in its place, named
+likewise: a folder or zip of one series, or images/<subject> with a whole study, of which `series` are the channels;
+labels/<subject>_<task>.nii.gz, and participants.tsv, tab-separated, whose column participant_id names the subjects, whose
+column site (or site_id, scanner) says where they were scanned, and whose others are targets (text: classification, numbers:
+regression; empty or n/a: no label). participants.json, where present, is its data dictionary: `Levels` make a column
+classification, `Units` are a regression's unit.
 dataset.yaml, where present, wins; columns that it does not name are left out. Segmentation tasks need it, because class names
 stand nowhere else.
 Source: the table as in BIDS 1.10, "Tabular files" and "Participants file".
@@ -17,6 +18,7 @@ from pathlib import Path
 from mri_ds.config import TaskConfig
 from mri_ds.data.images import image_name
 from mri_ds.data.layouts.description import DESCRIPTION, HOW_TO_NAME_CLASSES, read_description
+from mri_ds.data.layouts.sites import site_column, site_of
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles
 from mri_ds.data.layouts.targets import check_column, check_task, infer_tasks, read_dictionary, values_of
 from mri_ds.data.layouts.text import Row, read_table
@@ -39,7 +41,7 @@ def find_folder(src: Path) -> Dataset:
     table = read_table(src / TABLE, ID)
     images = _files_by_subject(src / "images", table.keys(), image_name)
     labels = _files_by_subject(src / "labels", table.keys(), stem)
-    channels, tasks = read_description(src / DESCRIPTION)
+    channels, tasks, series = read_description(src / DESCRIPTION)
     channels = channels or _find_channels(images, src / "images")
     columns_left_out: list[str] = []
     if tasks is None:
@@ -51,10 +53,11 @@ def find_folder(src: Path) -> Dataset:
             _images(subject, images.get(subject, {}), channels, src / "images"),
             {name: path for name, path in labels.get(subject, {}).items() if name in tasks and _is_map(tasks[name])},
             values_of(subject, row, tasks, src / TABLE),
+            site=site_of(row, site_column(row), f"{src / TABLE}: {subject}"),
         )
         for subject, row in sorted(table.items())
     ]
-    return Dataset("folder", channels, tasks, subjects, [*_orphans(src, subjects), *columns_left_out])
+    return Dataset("folder", channels, tasks, subjects, [*_orphans(src, subjects), *columns_left_out], series)
 
 
 def _check_tasks(tasks: Mapping[str, TaskConfig], table: Mapping[str, Row], labels: Files, src: Path) -> None:

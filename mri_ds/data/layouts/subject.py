@@ -13,8 +13,8 @@ import numpy as np
 
 from mri_ds.config import TaskConfig, nearest
 from mri_ds.data.grid import AFFINE_TOLERANCE_MM, by
-from mri_ds.data.images import read_image
-from mri_ds.data.nifti import corner_distance_mm, read_label
+from mri_ds.data.images import read_image, read_label
+from mri_ds.data.nifti import corner_distance_mm
 from mri_ds.errors import InputError
 from mri_ds.sample import Sample, Volume
 
@@ -32,6 +32,7 @@ class SubjectFiles:
     images: list[Path]
     labels: dict[str, Path] = field(default_factory=dict)
     values: dict[str, str | float] = field(default_factory=dict)
+    series: tuple[str, ...] = ()  # of an image that is a DICOM study: those to read, as dicom.read_dicom takes them
     site: str = ""  # the study's code of where the subject was scanned
     patient: str = ""  # "": this is the only subject of its patient
 
@@ -49,29 +50,36 @@ class Dataset:
     tasks: dict[str, TaskConfig]
     subjects: list[SubjectFiles]
     problems: list[str] = field(default_factory=list)
+    series: dict[str, str] = field(default_factory=dict)  # channel -> series of each subject's study, as the description says
 
 
-def load_subject(files: SubjectFiles, tasks: Mapping[str, TaskConfig]) -> Sample:
-    """Reads one subject in the orientation of its files, and logs what a person should know about them.
+def load_subject(files: SubjectFiles, tasks: Mapping[str, TaskConfig], notes: list[str] | None = None) -> Sample:
+    """Reads one subject in the orientation of its files, NIfTI or DICOM.
 
-    Images may be NIfTI or DICOM. Raises InputError for what `read_image` and `read_label` refuse, for files of one subject that
-    differ in shape or place, for label values that are no class of their task, and for values that do not fit theirs.
+    What a person should know about them (forms that disagree) is appended to `notes`, or logged where there is no such list.
+    Raises InputError for what `read_image` and `read_label` refuse, for files of one subject that differ in shape or place, for
+    label values that are no class of their task, and for values that do not fit theirs.
     """
-    volumes, acquisitions = zip(*(read_image(path) for path in files.images), strict=True)
-    for volume in volumes:
-        _noted(volume)
+    volumes, acquisitions = zip(*(read_image(path, files.series) for path in files.images), strict=True)
+    said = [note for volume in volumes for note in volume.notes]
     image = volumes[0]
     for path, volume in zip(files.images[1:], volumes[1:], strict=True):
         _check_same_grid(volume, image, path, files.images[0])
     targets: dict[str, Any] = {}
     for name, task in tasks.items():
         if task.kind == "segmentation" and name in files.labels:
-            label = _noted(read_label(files.labels[name]))
+            label = read_label(files.labels[name])
+            said += label.notes
             _check_same_grid(label, image, files.labels[name], files.images[0])
             _check_classes(label.voxels, task, files.labels[name])
             targets[name] = label.voxels
         elif task.kind != "segmentation" and name in files.values:
             targets[name] = _target(files.values[name], name, task, files.subject_id)
+    if notes is None:
+        for note in said:
+            log.warning(note)
+    else:
+        notes += said
     return {
         "subject_id": files.subject_id,
         "image": np.concatenate([volume.voxels for volume in volumes]),
@@ -80,12 +88,6 @@ def load_subject(files: SubjectFiles, tasks: Mapping[str, TaskConfig]) -> Sample
         "targets": targets,
         "acquisition": [tags for channels in acquisitions for tags in channels],
     }
-
-
-def _noted(volume: Volume) -> Volume:
-    for note in volume.notes:
-        log.warning(note)
-    return volume
 
 
 def _check_same_grid(volume: Volume, image: Volume, path: Path, image_path: Path) -> None:

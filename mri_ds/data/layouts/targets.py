@@ -2,7 +2,7 @@
 
 A column that the dataset's description names is what the description says. Without a description every column that can be learnt
 from becomes a task: of text or of levels that a data dictionary lists, classification; of numbers, regression. A column that
-looks as if it named or dated a person is left out.
+looks as if it named or dated a person is left out; one that says where subjects were scanned is their site (`sites.py`).
 Source: data dictionaries (`Levels`, `Units`) as in BIDS 1.10, "Tabular files".
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mri_ds.config import TaskConfig, nearest
+from mri_ds.data.layouts.sites import site_column
 from mri_ds.data.layouts.subject import parse_value
 from mri_ds.data.layouts.text import Row, is_missing, read_json
 from mri_ds.errors import InputError
@@ -39,7 +40,9 @@ def infer_tasks(
     `patients` says of which patient a row is, where one has several: what only they share is no class.
     """
     tasks, left_out = {}, []
-    for column in next(iter(table.values())):
+    columns = next(iter(table.values()))
+    site = site_column(columns)
+    for column in (name for name in columns if name != site):
         values = [
             ((patients or {}).get(subject, subject), row[column]) for subject, row in table.items() if not is_missing(row[column])
         ]

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mri_ds.data.inside_tar import find_member, open_file
 from mri_ds.data.nifti.affine import place
 from mri_ds.data.nifti.files import header_and_voxels
 from mri_ds.data.nifti.header import HEADER_BYTES, Header, parse_header
-from mri_ds.data.nifti.stream import ByteStream
+from mri_ds.data.nifti.stream import GZIP, ByteStream
 from mri_ds.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def read_image(path: str | Path) -> Volume:
             block = slice(start, start + SLICES)
             with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite: reported below
                 channel[..., block] = _scaled(source[block], header).transpose(2, 1, 0)
-    _check_finite(image, path)
-    _check_contrast(image, path)
+    check_finite(image, path)
+    check_contrast(image, path)
     return _volume(image, affine, notes)
 
 
@@ -59,15 +60,7 @@ def read_label(path: str | Path) -> Volume:
     stored, header, affine, notes = _read(path)
     if len(header.shape) != 3:
         raise InputError(f"label has {header.shape[3]} channels", where=path, fix="store one label map, one integer per voxel")
-    values = _scaled(stored, header)
-    if values.dtype.kind == "f":
-        _check_finite(values, path)
-        values = _whole(values, path)
-    low, high = values.min(), values.max()
-    if low < 0 or high > np.iinfo(np.int16).max:
-        value = low if low < 0 else high
-        raise InputError(f"label value {value:g} is outside 0..32767", where=path, fix="renumber the classes from 0")
-    labels = values.astype(np.int16).reshape(header.shape, order="F")
+    labels = as_labels(_scaled(stored, header), path).reshape(header.shape, order="F")
     return _volume(np.ascontiguousarray(labels), affine, notes)
 
 
@@ -97,12 +90,22 @@ def _told(what: str, where: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> ByteStream:
-    return ByteStream(path.open("rb"), path.stat().st_size)
+    """Its bytes, unzipped; twice where they are zipped twice, as webdataset's writer does with a .nii.gz that it is given."""
+    with ByteStream(*open_file(path)) as stream:
+        is_zipped_twice = stream.is_gzip and stream.read(len(GZIP)) == GZIP
+    stream = ByteStream(*open_file(path))
+    return ByteStream(stream, stream.most) if is_zipped_twice else stream
 
 
 def _check_file(path: Path) -> None:
     try:
+        if (member := find_member(path)) is not None:
+            if member.size == 0:
+                raise InputError("file is empty", where=path, fix="copy or export it again")
+            return
         size = path.stat().st_size
+    except InputError:  # a ValueError too
+        raise
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             fix = "fetch what it points to (`git annex get`, `datalad get`)"
@@ -150,6 +153,18 @@ def _scaled(stored: np.ndarray, header: Header) -> np.ndarray:
         return stored.astype(np.float64) * header.slope + header.inter
 
 
+def as_labels(values: np.ndarray, where: Path) -> np.ndarray:
+    """int16. Raises InputError for values that are not whole numbers from 0 to 32767."""
+    if values.dtype.kind == "f":
+        check_finite(values, where)
+        values = _whole(values, where)
+    low, high = values.min(), values.max()
+    if low < 0 or high > np.iinfo(np.int16).max:
+        value = low if low < 0 else high
+        raise InputError(f"label value {value:g} is outside 0..32767", where=where, fix="renumber the classes from 0")
+    return values.astype(np.int16)
+
+
 def _whole(values: np.ndarray, where: Path) -> np.ndarray:
     whole = np.rint(values)
     distance = np.abs(values - whole)
@@ -159,14 +174,14 @@ def _whole(values: np.ndarray, where: Path) -> np.ndarray:
     return whole
 
 
-def _check_finite(values: np.ndarray, where: Path) -> None:
+def check_finite(values: np.ndarray, where: Path) -> None:
     bad = values.size - np.count_nonzero(np.isfinite(values))
     if bad:
         what = f"{bad} of {values.size} voxels are NaN or infinite"
         raise InputError(what, where=where, fix="export the file again, or leave it out")
 
 
-def _check_contrast(image: np.ndarray, where: Path) -> None:
+def check_contrast(image: np.ndarray, where: Path) -> None:
     for number, channel in enumerate(image):
         if channel.min() == channel.max():
             which = f"channel {number} is" if len(image) > 1 else "image is"

@@ -16,11 +16,11 @@ COMPRESSED_PIECE = 2**17
 
 
 class ByteStream:
-    """Reads forward through a plain or a gzip file. Raises EOFError and zlib.error for a damaged gzip stream."""
+    """Reads forward through a plain or a gzip file, or another stream. Raises EOFError and zlib.error for damaged gzip."""
 
-    def __init__(self, file: BinaryIO, num_bytes: int) -> None:
+    def __init__(self, file: "BinaryIO | ByteStream", num_bytes: int) -> None:
         self._file = file
-        self._compressed = file.read(2)
+        self._compressed = bytes(file.read(2))
         self.is_gzip = self._compressed == GZIP
         self._inflate = zlib.decompressobj(wbits=31)  # 31: with gzip's header and checksum, which zlib compares
         self.most = num_bytes * (MAX_DEFLATE_RATIO if self.is_gzip else 1)  # bytes that can come out at all
@@ -29,6 +29,9 @@ class ByteStream:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._file.close()
 
     def read(self, size: int) -> bytearray:
@@ -52,11 +55,11 @@ class ByteStream:
         """From 1 to `most` bytes; none at the end."""
         if not self.is_gzip:
             piece, self._compressed = self._compressed[:most], self._compressed[most:]
-            return piece or self._file.read(most)
+            return piece or bytes(self._file.read(most))
         while True:
             if self._inflate.eof and not self._next_member():
                 return b""
-            data = self._compressed or self._file.read(COMPRESSED_PIECE)
+            data = self._compressed or bytes(self._file.read(COMPRESSED_PIECE))
             piece = self._inflate.decompress(data, most)
             self._compressed = self._inflate.unconsumed_tail
             if piece:

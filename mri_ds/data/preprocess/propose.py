@@ -43,7 +43,7 @@ def dataset_intensities(data: DataConfig, manifest: Manifest, *, where: str | Pa
     """
     if data.normalization == "subject":
         return data.intensities
-    found = data.intensities or [_pooled(one, data, where) for one in getattr(manifest.fingerprint, "foreground", [])]
+    found = data.intensities or [_pooled(one, data, where) for one in manifest.fingerprint.foreground]
     if len(found) != len(manifest.channels):
         what = f"normalization: dataset needs intensities of {len(manifest.channels)} channel(s), and there are {len(found)}"
         raise InputError(what, where=where, fix="shard the data again, or set data.normalization=subject")

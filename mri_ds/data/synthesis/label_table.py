@@ -11,16 +11,16 @@ Source: Billot et al. 2023 (SynthSeg), section 3.1; ids as in FreeSurfer's colou
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from mri_ds.config import nearest
+from mri_ds.config.validation import read_section
+from mri_ds.data.layouts.text import read_yaml
 from mri_ds.errors import InputError
 
 DESCRIPTION = "labels.yaml"
+FORM = "`classes: {NAME: [ID, ...], ...}`"
 BACKGROUND = "background"
 # left and right of one tissue, lesions, vessels and two that stand for both sides in Billot's maps among them
 SIDES = [
@@ -81,7 +81,7 @@ def read_table(folder: Path) -> LabelTable:
     where = Path(folder) / DESCRIPTION
     if not where.is_file():
         return _table(FREESURFER, SIDES, may_flip=True)
-    description = _read(where)
+    description = read_section(_Description, read_yaml(where, FORM), where=str(where))
     for key, groups in (("classes", description.classes.values()), ("same_intensity", description.same_intensity)):
         listed = [i for group in groups for i in group]
         if double := next((i for i in listed if listed.count(i) > 1), None):
@@ -91,21 +91,6 @@ def read_table(folder: Path) -> LabelTable:
     if BACKGROUND in description.classes:
         raise InputError(f"{BACKGROUND!r} is class 0 by itself", where=where, fix="take it out of classes")
     return _table(description.classes, description.same_intensity, may_flip=description.flip)
-
-
-def _read(where: Path) -> _Description:
-    try:
-        raw: Any = yaml.safe_load(where.read_text(encoding="utf-8-sig"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as err:
-        raise InputError(f"is not YAML: {err}", where=where, fix="correct the syntax") from None
-    try:
-        return _Description.model_validate(raw)
-    except ValidationError as err:
-        first = next((e for e in err.errors() if e["type"] == "extra_forbidden"), err.errors()[0])
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"unknown key {key!r}", where=where, fix=nearest(key, list(_Description.model_fields))) from None
-        raise InputError(f"{key or 'file'}: {first['msg']}", where=where, fix="write classes: {NAME: [ID, ...], ...}") from None
 
 
 def _table(classes: Mapping[str, Sequence[int]], same: Sequence[Sequence[int]], *, may_flip: bool) -> LabelTable:

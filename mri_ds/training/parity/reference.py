@@ -1,0 +1,88 @@
+"""The oracle: the same training in plain PyTorch and one process. Nothing here may import DeepSpeed.
+
+Weights are kept in float32 (float64 for the precise run), rounded to what the network computes with; gradients of micro-batches
+are summed in that same precision, clipped by their global norm, and given to a torch optimiser.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mri_ds.sample import Batch
+from mri_ds.training.engine import parameter_groups
+from mri_ds.training.parity.trace import Trace
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+NEXT_HIGHER = {"bf16": "fp32", "fp32": "fp64"}
+
+
+def plain_run(
+    objective: nn.Module,
+    updates: Iterable[list[Batch]],
+    *,
+    optimizer: str,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    clip: float,
+    start: str,
+    compute: str,
+    watched: Iterable[int],
+) -> Trace:
+    """Trains `objective` on the micro-batches of each update. `start`: what the first weights are rounded to."""
+    keep = torch.float64 if compute == "fp64" else torch.float32
+    names = {p: name for name, p in objective.named_parameters()}
+    masters = {p: nn.Parameter(p.detach().to(DTYPES[start]).to(keep)) for p in names}
+    groups = [
+        {**group, "params": [masters[p] for p in group["params"]]}
+        for group in parameter_groups(objective, lr=lr, weight_decay=weight_decay)
+    ]
+    update = torch.optim.AdamW(groups, betas=betas) if optimizer == "adamw" else torch.optim.SGD(groups)
+    if compute == "fp64":
+        objective.double()  # buffers as well, which stay in float32 otherwise
+    for p, master in masters.items():
+        p.data = master.detach().to(DTYPES[compute])
+    trace, watched = Trace(), set(watched)
+    for step, batches in enumerate(updates, start=1):
+        trace.losses.append(_gradients(objective, [_cast(batch, keep) for batch in batches], masters))
+        gradients = {names[p]: master.grad for p, master in masters.items()}
+        if step in watched:
+            trace.gradients[step] = {name: g.detach().cpu().clone() for name, g in gradients.items() if g is not None}
+        trace.norms.append(_clip([master.grad for master in masters.values()], clip))
+        update.step()
+        for p, master in masters.items():
+            p.data.copy_(master.data)
+    return trace
+
+
+def _gradients(objective: nn.Module, batches: list[Batch], masters: Mapping[nn.Parameter, nn.Parameter]) -> float:
+    """Mean loss over `batches`; leaves its gradient in `masters`."""
+    total = 0.0
+    for master in masters.values():
+        master.grad = torch.zeros_like(master)
+    for batch in batches:
+        loss = objective(batch)["loss"]
+        (loss / len(batches)).backward()
+        total += float(loss.detach()) / len(batches)
+        for p, master in masters.items():
+            if p.grad is not None:
+                assert master.grad is not None
+                master.grad += p.grad
+                p.grad = None
+    return total
+
+
+def _clip(gradients: list[Any], limit: float) -> float:
+    """Scales the gradients to a norm of at most `limit`; returns what the norm was."""
+    norm = float(torch.cat([g.flatten().double() for g in gradients]).norm())
+    for g in gradients:
+        g *= min(1.0, limit / (norm + 1e-6))
+    return norm
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, dict):
+        return {key: _cast(inner, dtype) for key, inner in value.items()}
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

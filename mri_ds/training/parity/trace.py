@@ -1,0 +1,74 @@
+"""What a run told of itself, and how far another run is from it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}  # relative
+NOISE = 3.0  # times the rounding of the plain run by which another run may differ from it
+
+
+@dataclass
+class Trace:
+    """Of each update its loss and gradient norm; of some (counted from 1) each parameter's gradient before clipping."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # by update, then by our own names, on the CPU
+
+    def save(self, path: Path) -> None:
+        torch.save(asdict(self), path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Trace":
+        return cls(**torch.load(path, weights_only=True))
+
+
+def compare(run: Trace, plain: Trace, others: Sequence[Trace], *, dtype: str) -> dict[str, float | str | bool]:
+    """Largest relative errors of `run` against `plain`: {"gradient_error", "norm_error", "loss_error", "worst", "passed"}.
+
+    A gradient's error is |g - p| / |p|, p the plain run's, as vectors of one parameter at one update; the largest counts.
+    Where a gradient is the small remainder of large sums, rounding alone moves it further than the tolerance. `others` tell by
+    how much: plain runs that differ in nothing but rounding (in higher precision, subject by subject). An error within NOISE
+    times |p - other| counts as one within the tolerance. A gradient of another scale is far outside of both.
+    """
+    tolerance = TOLERANCE[dtype]
+    errors = {
+        (name, step): _error(run.gradients[step][name], gradient, [other.gradients[step][name] for other in others], tolerance)
+        for step, gradients in plain.gradients.items()
+        for name, gradient in gradients.items()
+    }
+    worst = max(errors, key=lambda key: errors[key])
+    found = {
+        "gradient_error": errors[worst],
+        "norm_error": _largest(run.norms, plain.norms),
+        "loss_error": _largest(run.losses, plain.losses),
+    }
+    return {**found, "worst": f"{worst[0]}, update {worst[1]}", "passed": all(error <= tolerance for error in found.values())}
+
+
+def check_names(run: Mapping[int, Mapping[str, Tensor]], plain: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Every parameter of the plain run must have been read, and no other. Raises RuntimeError with the difference."""
+    for step, gradients in plain.items():
+        if odd := set(gradients) ^ set(run.get(step, {})):
+            raise RuntimeError(f"update {step}: these gradients are in one of the two runs only: {sorted(odd)}")
+
+
+def _error(gradient: Tensor, plain: Tensor, others: Sequence[Tensor], tolerance: float) -> float:
+    """In float64. A parameter that the plain run gives no gradient must have none."""
+    gradient, plain = gradient.double(), plain.double()
+    noise = max(float((plain - other.double()).norm()) for other in others)
+    scale = max(float(plain.norm()), NOISE * noise / tolerance)
+    away = float((gradient - plain).norm())
+    return away / scale if scale else (0.0 if away == 0 else math.inf)
+
+
+def _largest(run: list[float], plain: list[float]) -> float:
+    """NaN counts as infinite; where the plain run has 0, only 0 will do."""
+    assert len(run) == len(plain), (len(run), len(plain))
+    errors = [abs(a - b) / abs(b) if b else (0.0 if a == 0 else math.inf) for a, b in zip(run, plain, strict=True)]
+    return max(math.inf if math.isnan(error) else error for error in errors)

@@ -1,0 +1,41 @@
+"""ZeRO-3 and expert parallelism where ranks hold other sizes and other labels, or none: no hang, and the result of one process.
+
+Every rank calls every module in every step, so that ZeRO-3's gathers meet (DeepSpeed issues 7998 and 5828 hang without).
+"""
+
+import json
+from pathlib import Path
+
+import launches
+import pytest
+import torch
+import unequal
+
+from mri_ds.training.parity.launch import wait_for_ranks
+from mri_ds.training.parity.trace import Trace, compare
+
+LAYOUTS = {2: [(3, 2, "block"), (2, 2, "none")], 4: [(3, 4, "block")]}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("ranks", LAYOUTS)
+def test_unequal_ranks_equal_one_process(ranks, tmp_path, monkeypatch):
+    for name, value in launches.environment().items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "layouts.json").write_text(json.dumps(LAYOUTS[ranks]))
+    program = [str(Path(unequal.__file__))]
+    monkeypatch.setattr("mri_ds.training.parity.launch.SILENCE_S", 400)  # a hang fails here
+    ended = lambda: len(list(tmp_path.glob("load*.json")))  # noqa: E731
+    failure = wait_for_ranks(tmp_path, ranks, program=program, ended=ended, progress=lambda done: None)
+    assert failure == "", "\n".join(path.read_text()[-1500:] for path in tmp_path.glob("rank*.log"))
+    (one, load), (precise, _) = unequal.plain(ranks, "fp32"), unequal.plain(ranks, "fp64")
+    assert one.norms[3] == 0 and one.losses[3] == 0, "nothing to learn in the fourth update"
+    assert all(norm > 0 for update, norm in enumerate(one.norms, start=1) if update != 4)
+    load.balance(rate=0.1)
+    told = load.scalars()
+    for number in range(len(LAYOUTS[ranks])):
+        row = compare(Trace.load(tmp_path / f"trace{number}.pt"), one, [precise], dtype="fp32")
+        assert row["passed"], (LAYOUTS[ranks][number], row)
+        shares, scalars = json.loads((tmp_path / f"load{number}.json").read_text())
+        torch.testing.assert_close(torch.tensor(shares), load.shares, rtol=0, atol=0)
+        assert scalars == told

@@ -1,0 +1,93 @@
+"""One rank whose subjects differ from the others' in size and labels, with the same training in one plain process.
+
+`python unequal.py FOLDER` is a rank: trains the layouts of FOLDER/layouts.json and leaves what it told of each.
+"""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from mri_ds.sample import Batch
+from mri_ds.training import distributed, ds_config
+from mri_ds.training.engine import build_engine, build_objective
+from mri_ds.training.expert_load import ExpertLoad
+from mri_ds.training.parity import case as cases
+from mri_ds.training.parity.rank import TIMEOUT_S, engine_run
+from mri_ds.training.parity.reference import plain_run
+from mri_ds.training.parity.trace import Trace
+
+TASKS = ["ball", "size", "radius"]
+UPDATES = 5
+
+
+def subject(update: int, rank: int, ranks: int) -> Batch:
+    """The one subject of `rank`: of a size of its own, and with the labels that the update is about."""
+    generator = torch.Generator().manual_seed(100 * update + rank)
+    size = [(12, 12, 12), (8, 16, 12), (20, 8, 12), (12, 9, 17)][(rank + update) % 4]
+    image = torch.randn(1, 1, *size, generator=generator)
+    mask = {task: 1.0 for task in TASKS}
+    if update == 1:  # another task on each rank
+        mask = {task: float(TASKS.index(task) == rank % 3) for task in TASKS}
+    elif update == 2:  # the last rank has no label at all
+        mask = {task: float(rank != ranks - 1) for task in TASKS}
+    elif update == 3:  # one task that nobody has
+        mask["radius"] = 0.0
+    elif update == 4:  # no label anywhere
+        mask = {task: 0.0 for task in TASKS}
+    return {
+        "image": image,
+        "spacing_mm": torch.ones(1, 3),
+        "targets": {"ball": (image[:, 0] > 0.5).long(), "size": torch.tensor([rank % 2]), "radius": torch.tensor([3.0 + rank])},
+        "mask": {task: torch.tensor([weight]) for task, weight in mask.items()},
+    }
+
+
+def config(ranks: int):
+    made = cases.run_config("sgd")
+    made.training.global_batch = ranks
+    made.training.steps = UPDATES
+    return made
+
+
+def plain(ranks: int, compute: str) -> tuple[Trace, ExpertLoad]:
+    science = config(ranks)
+    torch.manual_seed(cases.SEED)
+    objective = build_objective(science)
+    load = ExpertLoad(objective, TASKS)
+    updates = ([subject(update, rank, ranks) for rank in range(ranks)] for update in range(1, UPDATES + 1))
+    settings = {"lr": science.training.lr, "weight_decay": science.training.weight_decay, "betas": science.training.betas}
+    numbers = {"start": "fp32", "compute": compute, "watched": range(1, UPDATES + 1), "clip": cases.CLIP}
+    return plain_run(objective, updates, optimizer="sgd", **settings, **numbers), load
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    distributed.start(TIMEOUT_S)
+    rank, ranks = distributed.rank(), distributed.world_size()
+    for number, (zero, ep, level) in enumerate(json.loads((folder / "layouts.json").read_text())):
+        science = config(ranks)
+        raw = cases.ds_json(cases.Case(zero, ep, ranks, level == "block", 1, "sgd", "fp32"))
+        resolved = ds_config.resolve({**raw, "train_micro_batch_size_per_gpu": 1}, science, world_size=ranks)
+        del resolved["scheduler"]
+        resolved["optimizer"] = {"type": "SGD", "params": {k: resolved["optimizer"]["params"][k] for k in ("lr", "weight_decay")}}
+        torch.manual_seed(cases.SEED)
+        engine = build_engine(build_objective(science), resolved)
+        load = ExpertLoad(engine.module, TASKS)
+        updates = ([subject(update, rank, ranks)] for update in range(1, UPDATES + 1))
+        trace = engine_run(engine, updates, watched=range(1, UPDATES + 1))
+        load.balance(rate=0.1)
+        told = load.scalars()
+        if rank == 0:
+            trace.save(folder / f"trace{number}.pt")
+            (folder / f"load{number}.json").write_text(json.dumps([load.shares.tolist(), told]))
+        engine.destroy()
+        del engine
+        gc.collect()
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()
