@@ -57,10 +57,11 @@ class NativeMixture(nn.Module):
         )
         gate = self.native.deepspeed_moe.gate
         gate.wg = source.gate
-        first = dist.get_rank(self.ep_group) * (num_experts // size)
+        self.num_experts, self.num_local_experts = num_experts, num_experts // size
+        self.first_expert = dist.get_rank(self.ep_group) * self.num_local_experts
         for i, expert in enumerate(self.native.deepspeed_moe.experts.deepspeed_experts):
-            expert.gate_up_proj.data.copy_(source.experts.gate_up_proj.data[first + i])
-            expert.down_proj.data.copy_(source.experts.down_proj.data[first + i])
+            expert.gate_up_proj.data.copy_(source.experts.gate_up_proj.data[self.first_expert + i])
+            expert.down_proj.data.copy_(source.experts.down_proj.data[self.first_expert + i])
         gate.forward = _Places(gate, self)
 
     @property
@@ -80,7 +81,7 @@ class NativeMixture(nn.Module):
     def own_state(self, local: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """This layer's tensors by DeepSpeed's names -> by MixtureOfExperts' names, this rank's experts (E/R, ...) stacked."""
         inside = "native.deepspeed_moe."
-        count = self.native.num_local_experts
+        count = self.num_local_experts
         stacks = {
             name: torch.stack([local[f"{inside}experts.deepspeed_experts.{i}.{name}"] for i in range(count)])
             for name in ("gate_up_proj", "down_proj")
