@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from commands import refusal
+from typer.testing import CliRunner
 
 from mri_ds.bench.scaling import TARGETS, _judged, _weak
 
@@ -21,7 +21,10 @@ def test_ratios_of_given_times():
 
 @pytest.mark.parametrize("ranks", ["2,4", "1,1", "one", ""])
 def test_ranks_that_do_not_begin_with_one_are_refused(ranks):
-    assert "begins with 1" in refusal("bench", "scaling", "--ranks", ranks)
+    from mri_ds.cli.main import app
+
+    done = CliRunner().invoke(app, ["bench", "scaling", "--ranks", ranks])
+    assert done.exit_code == 2 and "begins with 1" in done.stderr
 
 
 @pytest.mark.timeout(400)
