@@ -60,6 +60,7 @@ class BaseMRINet(nn.Module):
             expert_hidden=model.expert_hidden,
             top_k=model.top_k,
             use_moe=model.use_moe,
+            residual_experts=model.residual_experts,
             window=model.window if model.attention == "windowed" else None,
             drop_path=model.drop_path,
             attention_dropout=model.attention_dropout,

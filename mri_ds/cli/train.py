@@ -31,6 +31,9 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one YAML key; may be repeated.")
     ] = None,
+    ds_overrides: Annotated[
+        list[str] | None, typer.Option("--ds", metavar="KEY=VALUE", help="Override one key of the JSON; may be repeated.")
+    ] = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="Run folder; resumed if it has checkpoints. Default: runs/SCALE.")
     ] = None,
@@ -63,6 +66,8 @@ def train(
 
     Example: `mri-ds train --scale small --data shards --run runs/first --set training.steps=200`
 
+    With ZeRO-2 in float32: `mri-ds train --ds zero_optimization.stage=2 --ds bf16.enabled=false`
+
     On 2 ranks of a CPU, started again if one fails: `mri-ds train --scale small --ranks 2 --restarts 3`
     """
     sets = [*(overrides or []), *(["data.skip_unreadable=true"] if skip_corrupt else [])]
@@ -76,10 +81,10 @@ def train(
     ds_config = ds_config or DS_CONFIGS / f"{scale}.json"
     run = run or Path("runs") / scale
     training = load_config(config, overrides=sets, scale=scale).training  # a misspelt key is named before seconds of imports
-    what = (config, sets, scale, ds_config, data, run)
+    what, ds_sets = (config, sets, scale, ds_config, data, run), ds_overrides or []
     if resolve_only:
         _answer_for(ranks)
-        console.print_json(_run_quietly(*what, resolve_only=True)) if _is_first_rank() else None
+        console.print_json(_run_quietly(*what, ds_overrides=ds_sets, resolve_only=True)) if _is_first_rank() else None
         return
     from mri_ds.training import local_ranks
 
@@ -90,10 +95,10 @@ def train(
     if count > 1 or restarts:
         from mri_ds.training.supervisor import Supervisor
 
-        options = _options(*what) + (["--json"] if json else []) + ([f"--profile={profile}"] if profile else [])
-        command = ["-m", "mri_ds", "train", *options]
+        options = _options(*what) + [f"--ds={item}" for item in ds_sets] + (["--json"] if json else [])
+        command = ["-m", "mri_ds", "train", *options, *([f"--profile={profile}"] if profile else [])]
         raise typer.Exit(Supervisor(command, ranks=count, restarts=restarts, timeout_s=training.timeout_s).run())
-    how = {"profile": profile} if profile else {}
+    how = {"ds_overrides": ds_sets, "profile": profile}
     _train(*what, timeout_s=training.timeout_s, is_rank=is_launched, as_json=json, **how)
 
 
@@ -105,7 +110,7 @@ def _train(*what: Any, timeout_s: float, is_rank: bool, as_json: bool, **how: An
     run = what[-1]
     with signals.listening(), heart.beating(run, timeout_s) if is_rank else nullcontext():  # before imports that take seconds
         try:
-            result = _run_quietly(*what, **how) if as_json else _run(*what, **how)
+            result = (_run_quietly if as_json else _run)(*what, **how)
         except signals.Stopped as stopped:
             if _is_first_rank():
                 print(stopped, file=sys.stderr, flush=True)

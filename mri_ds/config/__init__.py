@@ -8,11 +8,12 @@ from mri_ds.config.augment import AugmentConfig, AugmentProb
 from mri_ds.config.curriculum import CurriculumConfig, PaceConfig, StageConfig
 from mri_ds.config.data import DataConfig, Intensity, SynthesisConfig
 from mri_ds.config.model import SCALES, ModelConfig
+from mri_ds.config.override import apply_override
 from mri_ds.config.run import RunConfig, dump_config, load_config, validate, validate_data
 from mri_ds.config.strict import Triple
 from mri_ds.config.task import SHARE_FLOOR, TaskConfig, TaskKind
 from mri_ds.config.training import LossConfig, TrainingConfig
-from mri_ds.config.validation import nearest
+from mri_ds.config.validation import nearest, read_section
 
 __all__ = [
     "SCALES",
@@ -32,9 +33,11 @@ __all__ = [
     "TaskKind",
     "TrainingConfig",
     "Triple",
+    "apply_override",
     "dump_config",
     "load_config",
     "nearest",
+    "read_section",
     "validate",
     "validate_data",
 ]

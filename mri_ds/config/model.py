@@ -18,6 +18,7 @@ class ModelConfig(Strict):
     num_experts: int = 64
     expert_hidden: int = 256
     top_k: int = 2
+    residual_experts: bool = False  # beside its experts, every token visits one dense network; a learned share of each counts
     token_stride: Triple = (8, 8, 8)  # voxels from one token to the next; cubes are twice as long, so they overlap
     stem_channels: int = 8  # full-resolution feature width; half resolution has 4 times as many
     gradient_scales_mm: list[float] = [1.0, 2.0]

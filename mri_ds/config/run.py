@@ -9,11 +9,18 @@ import yaml
 from mri_ds.config.curriculum import CurriculumConfig
 from mri_ds.config.data import DataConfig
 from mri_ds.config.model import SCALES, ModelConfig
+from mri_ds.config.override import apply_override
 from mri_ds.config.strict import Strict
 from mri_ds.config.task import TaskConfig
 from mri_ds.config.training import LossConfig, TrainingConfig
 from mri_ds.config.validation import read_section
 from mri_ds.errors import InputError
+
+# Written in the DeepSpeed JSON, so refused here: a knob lives in one of the two files.
+SPEED_KEYS = {
+    "train_micro_batch_size_per_gpu", "micro_batch", "gradient_accumulation_steps", "gradient_clipping", "precision", "fp16",
+    "bf16", "zero_optimization", "expert_parallel", "activation_checkpointing", "recompute",
+}  # fmt: skip
 
 
 class RunConfig(Strict):
@@ -35,7 +42,7 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
     """
     raw = _read_yaml(Path(path)) if path is not None else {}
     for item in overrides:
-        _apply_override(raw, item)
+        apply_override(raw, item)
     where = str(path) if path is not None else "--set"
     model = raw.setdefault("model", {})
     if isinstance(model, dict):
@@ -48,6 +55,10 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
 
 def validate(raw: Mapping[str, Any], *, where: str = "config") -> RunConfig:
     """Plain mapping -> RunConfig. Raises InputError that names the first bad key, its value and the nearest valid key."""
+    for section, value in raw.items():
+        for key in (section, *value) if isinstance(value, Mapping) and section != "tasks" else (section,):
+            if key in SPEED_KEYS:
+                raise InputError(f"{key!r} is a knob of speed", where=where, fix="set it in the DeepSpeed JSON, or with --ds")
     return read_section(RunConfig, raw, where=where)
 
 
@@ -73,20 +84,3 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise InputError(f"holds a {type(raw).__name__}, not a mapping", where=path, fix="write `section: {key: value}`")
     return raw
-
-
-def _apply_override(raw: dict[str, Any], item: str) -> None:
-    key, sep, text = item.partition("=")
-    if not sep or not key:
-        raise InputError(f"--set {item!r} has no value", fix="write --set section.key=value, as training.steps=200")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {item!r}: {text!r} is not a YAML value", fix="quote it") from None
-    *parents, last = key.split(".")
-    node = raw
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise InputError(f"--set {item!r}: {parent!r} is not a section", fix="write section.key=value")
-    node[last] = value

@@ -1,6 +1,7 @@
 """Plain mappings to sections of the configuration, with errors that a person can act on."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -21,7 +22,9 @@ def read_section(model: type[Model], raw: Mapping[str, Any], *, where: str) -> M
         if first["type"] == "extra_forbidden":
             known = _known_keys(model, first["loc"][:-1])
             raise InputError(f"unknown key {key!r}", where=where, fix=nearest(str(first["loc"][-1]), known)) from None
-        raise InputError(f"{key} = {first['input']!r}: {first['msg']}", where=where, fix=f"correct {key}") from None
+        allowed = re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", "")) if first["type"] == "literal_error" else []
+        fix = nearest(str(first["input"]), allowed) if allowed else f"correct {key}"
+        raise InputError(f"{key} = {first['input']!r}: {first['msg']}", where=where, fix=fix) from None
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -35,7 +38,7 @@ def _known_keys(section: type[BaseModel], loc: Sequence[Any]) -> list[str]:
     for part in loc:
         field = section.model_fields.get(str(part))
         section = _section_in(field.annotation) or section if field is not None else section
-    return list(section.model_fields)
+    return [name for key, field in section.model_fields.items() for name in (field.alias, key) if name]
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:

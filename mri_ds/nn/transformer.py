@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mri_ds.nn.attention import FlashAttention, SparseAttention
 from mri_ds.nn.moe import Experts, MixtureOfExperts
+from mri_ds.nn.residual import ResidualMixture
 
 Grid = tuple[int, int, int]
 Recompute = Literal["none", "block"]
@@ -32,20 +33,26 @@ class Encoder(nn.Module):
         expert_hidden: int,
         top_k: int,
         use_moe: bool = True,
+        residual_experts: bool = False,
         window: Grid | None = None,
         drop_path: float = 0.0,
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.recompute: Recompute = "none"
+
+        def feed_forward() -> nn.Module:
+            if not use_moe:
+                return FeedForward(dim, expert_hidden * top_k)
+            routed = MixtureOfExperts(dim, num_experts=num_experts, expert_hidden=expert_hidden, top_k=top_k)
+            return ResidualMixture(routed) if residual_experts else routed
+
         self.blocks = nn.ModuleList(
             EncoderBlock(
                 attention=FlashAttention(dim, num_heads, dropout=attention_dropout)
                 if window is None
                 else SparseAttention(dim, num_heads, window=window, shift=bool(i % 2), dropout=attention_dropout),
-                feed_forward=MixtureOfExperts(dim, num_experts=num_experts, expert_hidden=expert_hidden, top_k=top_k)
-                if use_moe
-                else FeedForward(dim, expert_hidden * top_k),
+                feed_forward=feed_forward(),
                 dim=dim,
                 drop_path=drop_path * i / max(1, num_layers - 1),  # linearly deeper
             )

@@ -15,7 +15,7 @@ from mri_ds.losses import MultiTaskLoss, balanced_weights
 from mri_ds.mri_network import BaseMRINet
 from mri_ds.objectives.supervised import SupervisedObjective
 from mri_ds.training import ds_config as ds
-from mri_ds.training.expert_parallel import install_expert_product
+from mri_ds.training.expert_parallel import install_expert_product, spread_experts
 from mri_ds.training.without_zero import correct_without_zero
 
 VOLUME_HEAD_LR = 2.0  # times the learning rate of the rest
@@ -35,6 +35,7 @@ def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its warnings at start are about choices made here on purpose
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # renamed collectives it still calls
     objective.net.encoder.recompute = resolved["activation_checkpointing"]["level"]  # type: ignore[union-attr]
+    spread_experts(objective, resolved["expert_parallel"])
     optimizer = resolved["optimizer"]["params"]
     engine, *_ = deepspeed.initialize(
         model=objective,

@@ -1,11 +1,11 @@
-"""Expert parallelism from outside: what happens to `nn.moe.MixtureOfExperts` once DeepSpeed's AutoEP has spread it over ranks.
+"""Expert parallelism from outside: what happens to `nn.moe.MixtureOfExperts` once its experts are spread over ranks.
 
-AutoEP replaces each block inside `deepspeed.initialize`; this file then puts our expert product into its place, and translates
-its parameter names back to ours.
+Two back ends, chosen here. AutoEP replaces each block inside `deepspeed.initialize`, and our expert product then takes its place;
+DeepSpeed's own MoE layer replaces it before (native_moe.py). This file translates parameter names of either back to ours.
 Axes: E experts, E/R of them on each of the R ranks of an expert-parallel group, F expert width, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,12 +13,19 @@ import torch.distributed as dist
 from torch import nn
 
 from mri_ds.nn.moe import MixtureOfExperts, grouped_swiglu
+from mri_ds.training.native_moe import NativeMixture, replace_mixtures
+
+
+def spread_experts(objective: nn.Module, section: Mapping[str, Any]) -> None:
+    """What a resolved "expert_parallel" wants done before `deepspeed.initialize`; AutoEP comes to act inside it."""
+    if section["enabled"] and section["backend"] == "native":
+        replace_mixtures(objective, section)
 
 
 def moe_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(name, layer) of every mixture of experts, AutoEP's or our own, in order of depth."""
+    """(name, layer) of every mixture of experts, AutoEP's, DeepSpeed's or our own, in order of depth."""
     for name, layer in module.named_modules():
-        if isinstance(layer, MixtureOfExperts) or getattr(layer, "_is_autoep_layer", False):
+        if isinstance(layer, MixtureOfExperts | NativeMixture) or getattr(layer, "_is_autoep_layer", False):
             yield name, layer
 
 
@@ -33,7 +40,7 @@ def install_expert_product(module: nn.Module) -> int:
     for _, layer in moe_layers(module):
         gate = router_of(layer)
         gate.e_score_correction_bias.data = gate.e_score_correction_bias.data.float()
-        if not isinstance(layer, MixtureOfExperts):
+        if not isinstance(layer, MixtureOfExperts | NativeMixture):
             layer.experts.forward = _ExpertProduct(layer.experts)
             count += 1
     return count
@@ -50,13 +57,18 @@ class _ExpertProduct:
 
 
 def own_state(module: nn.Module, full: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """This rank's full tensors under AutoEP's names -> all experts under our names. Every rank must call it.
+    """This rank's full tensors under the back end's names -> all experts under our names. Every rank must call it.
 
     `full` maps parameter and buffer names of `module` to unsharded tensors, experts still E/R per rank.
     """
     out = dict(full)
     for name, layer in moe_layers(module):
         if isinstance(layer, MixtureOfExperts):
+            continue
+        if isinstance(layer, NativeMixture):
+            local = {key.removeprefix(f"{name}."): out.pop(key) for key in list(out) if key.startswith(f"{name}.native.")}
+            for key, value in layer.own_state(local).items():
+                out[f"{name}.{key}"] = _all_experts(value, layer) if key.startswith("experts.") else value
             continue
         out[f"{name}.gate.weight"] = out.pop(f"{name}.router.gate.weight")
         out[f"{name}.gate.e_score_correction_bias"] = out.pop(f"{name}.router.e_score_correction_bias")

@@ -7,7 +7,7 @@ import json
 import shutil
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,6 +50,7 @@ def train(
     data: Path,
     run_dir: Path,
     *,
+    ds_overrides: Sequence[str] = (),
     resolve_only: bool = False,
     profile: str = "",
 ) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def train(
     """
     parse_steps(profile)  # a wrong one is told before anything is started
     launchers.adopt()
-    raw = ds_config.read(ds_config_path)
+    raw = ds_config.read(ds_config_path, ds_overrides)
     if scale is None:
         scale = ds_config_path.stem
         if scale not in SCALES:
@@ -78,6 +79,7 @@ def train(
     distributed.start(config.training.timeout_s)
     try:
         distributed.tell_world()
+        resolved = _first_ranks(resolved)
         launch = {"scale": scale, "data": address, "ds_config": raw}
         result = _train(config, resolved, manifest, data, run_dir, launch=launch, profile=profile)
     except RuntimeError:
@@ -88,6 +90,13 @@ def train(
         raise  # after any other exception peers may be lost, and saying good-bye to them could take for ever
     distributed.stop()
     return result
+
+
+def _first_ranks(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What rank 0 resolved, on every rank: nodes of two kinds must not differ in precision."""
+    text = torch.frombuffer(bytearray(json.dumps(resolved).encode()), dtype=torch.uint8)
+    told: dict[str, Any] = json.loads(bytes(distributed.from_first_rank({"json": text})["json"].tolist()))
+    return told
 
 
 def complete(config: RunConfig, manifest: Manifest, *, where: Path) -> RunConfig:

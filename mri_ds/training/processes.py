@@ -48,13 +48,26 @@ def end_descendants(grace_s: float) -> list[int]:
 def remove_stale_build_locks(folder: Path, *, is_shared: bool) -> None:
     """A build of DeepSpeed's operators that was killed leaves a lock, at which every later start waits for ever, without a word.
 
-    Whoever builds keeps the lock open (torch.utils.file_baton): one that no process has open is stale. Where other machines
-    share the folder, their processes cannot be seen from here: there it must also be older than any build takes.
+    Whoever builds keeps the lock open (torch.utils.file_baton): one that no process has open is stale, unless its builder has
+    just closed it and is about to remove it, which it could then not do. Where other machines share the folder, their processes
+    cannot be seen from here: there it must also be older than any build takes.
     """
-    for lock in folder.glob("*/lock"):
-        with suppress(FileNotFoundError):
-            if not _is_open(lock) and (not is_shared or time.time() - lock.stat().st_mtime > LONG_BUILD_S):
-                lock.unlink()
+    seen = {lock: _inode(lock) for lock in folder.glob("*/lock") if _is_left(lock, is_shared)}
+    if seen:
+        time.sleep(1)
+    for lock, inode in seen.items():
+        if inode is not None and _inode(lock) == inode and _is_left(lock, is_shared):
+            lock.unlink(missing_ok=True)
+
+
+def _is_left(lock: Path, is_shared: bool) -> bool:
+    with suppress(FileNotFoundError):
+        return not _is_open(lock) and (not is_shared or time.time() - lock.stat().st_mtime > LONG_BUILD_S)
+    return False
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
 
 
 def _is_open(path: Path) -> bool:

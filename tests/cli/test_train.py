@@ -27,7 +27,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple, dict]]:
 def test_scale_comes_from_the_json_and_names_the_run(trained: list, tmp_path: Path) -> None:
     (tmp_path / "xl.json").write_text("{}")
     assert call("train", "--ds_config", tmp_path / "xl.json").exit_code == 0
-    assert trained == [((None, [], "xl", tmp_path / "xl.json", Path("shards"), Path("runs/xl")), {})]
+    assert trained == [((None, [], "xl", tmp_path / "xl.json", Path("shards"), Path("runs/xl")), {"ds_overrides": []})]
 
 
 def test_scale_option_wins_over_the_json(trained: list, tmp_path: Path) -> None:
@@ -35,13 +35,35 @@ def test_scale_option_wins_over_the_json(trained: list, tmp_path: Path) -> None:
     call(
         "train", "--ds-config", tmp_path / "xl.json", "--scale", "tiny", "--data", "d", "--run", "r", "--set", "training.steps=2"
     )
-    assert trained == [((None, ["training.steps=2"], "tiny", tmp_path / "xl.json", Path("d"), Path("r")), {})]
+    assert trained == [((None, ["training.steps=2"], "tiny", tmp_path / "xl.json", Path("d"), Path("r")), {"ds_overrides": []})]
 
 
 def test_scale_of_the_yaml_without_a_json(trained: list, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("model: {scale: tiny}")
     call("train", "--config", tmp_path / "run.yaml")
     assert trained[0][0][2:4] == ("tiny", DS_CONFIGS / "tiny.json")
+
+
+def test_ds_writes_over_the_json(tmp_path: Path) -> None:
+    items = ["zero_optimization.stage=2", "zero_optimization.offload_optimizer={device: cpu}", "fp16.enabled=false"]
+    options = [part for item in items for part in ("--ds", item)]
+    done = call("train", "--scale", "tiny", "--data", tmp_path, "--resolve-only", *options)
+    assert done.exit_code == 0, done.stderr
+    resolved = json.loads(done.stdout)["ds_config"]
+    assert resolved["zero_optimization"]["stage"] == 2
+    assert resolved["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ("zero_optimization.stge=2", "unknown key 'zero_optimization.stge'. Fix: did you mean 'stage'?"),
+        ("training.lr=1", "'training.lr' is science. Fix: set it in the YAML, or with --set."),
+        ("expert_parallel.backend=native", "[native-zero3]"),
+    ],
+)
+def test_a_wrong_ds_is_one_line(item: str, words: str, tmp_path: Path) -> None:
+    assert words in refusal("train", "--scale", "tiny", "--data", tmp_path, "--resolve-only", "--ds", item)
 
 
 def test_launchers_local_rank_is_taken_in_both_spellings(trained: list) -> None:

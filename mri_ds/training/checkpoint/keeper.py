@@ -105,6 +105,12 @@ class Checkpoints:
 
     def _load(self, folder: Path, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         told, now = state["engine"]["layout"], layout(self.engine)
+        if now["offload"][0] == "nvme":  # seen: the weights stay those of the new engine until its first step
+            raise InputError(
+                "DeepSpeed 0.19 does not restore the weights of a run whose moments are on NVMe",
+                where=folder,
+                fix="train such a run in one go, or offload to the cpu; to begin anew choose another --run",
+            )
         if told == now:
             with only_known_classes():
                 self.engine.load_checkpoint(str(folder.parent), tag=folder.name)

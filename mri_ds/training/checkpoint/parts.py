@@ -5,6 +5,7 @@ parameter the run that ZeRO gave it; of AutoEP's w1, w2, w3 the run of its own e
 Axes: E experts, F expert width, D width.  Flat indices count float32 elements.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from mri_ds.errors import InputError
 from mri_ds.nn.moe import MixtureOfExperts
 from mri_ds.training import distributed
 from mri_ds.training.expert_parallel import moe_layers
+from mri_ds.training.native_moe import NativeMixture
 
 WEIGHT, MOMENTS = "fp32", ("exp_avg", "exp_avg_sq")  # as DeepSpeed's universal checkpoint calls them
 KEYS = (WEIGHT, *MOMENTS)
@@ -88,6 +90,9 @@ def places(module: nn.Module) -> dict[str, Place]:
                 block = place.block // place.shape[0]
                 out[f"{name}.experts.{child}"] = Place(place.own, place.shape, block, block)
             continue
+        if isinstance(layer, NativeMixture):
+            out |= _native_places(name, layer, out)
+            continue
         experts, width, dim = layer.num_experts, *out[f"{name}.experts.w1"].shape[1:]
         first, block = layer.ep_rank * layer.num_local_experts, width * dim
         up, down = f"{name}.experts.gate_up_proj", f"{name}.experts.down_proj"
@@ -99,11 +104,24 @@ def places(module: nn.Module) -> dict[str, Place]:
     return out
 
 
+def _native_places(name: str, layer: NativeMixture, plain: dict[str, Place]) -> dict[str, Place]:
+    """DeepSpeed's own MoE layer holds every expert apart."""
+    inside, out = f"{name}.native.deepspeed_moe", {}
+    for i in range(layer.num_local_experts):
+        for child in ("gate_up_proj", "down_proj"):
+            key = f"{inside}.experts.deepspeed_experts.{i}.{child}"
+            block, shape = plain[key].block, (layer.num_experts, *plain[key].shape)
+            out[key] = Place(f"{name}.experts.{child}", shape, block, block, 0, layer.first_expert + i)
+    gate = plain[f"{inside}.gate.wg.weight"]
+    out[f"{inside}.gate.wg.weight"] = Place(f"{name}.gate.weight", gate.shape, gate.block, gate.stride)
+    return out
+
+
 def own_buffers(module: nn.Module) -> dict[str, Tensor]:
     """Buffers that a checkpoint keeps (the experts' selection biases), by BaseMRINet's own names; the tensors themselves."""
     kept = set(module.state_dict(keep_vars=True)) if not hasattr(module, "ds_id") else set()
     return {
-        name.replace(".router.e_score", ".gate.e_score"): buffer
+        re.sub(r"\.(router|native\.deepspeed_moe\.gate\.wg)\.e_score", ".gate.e_score", name): buffer
         for name, buffer in module.named_buffers()
         if (not kept or name in kept) and not name.endswith("tokens_per_expert")
     }

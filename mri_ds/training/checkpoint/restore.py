@@ -16,6 +16,7 @@ from torch import Tensor
 import mri_ds.training.checkpoint.parts as at
 from mri_ds.errors import InputError
 from mri_ds.training.checkpoint.universal import Universal
+from mri_ds.training.native_moe import NativeMixture
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what changes of a loss scaler
@@ -31,9 +32,9 @@ def layout(engine: Any) -> dict[str, Any]:
         "ranks": engine.world_size,
         "expert_parallel": experts.get("autoep_size", 0) if experts.get("enabled") else 0,
         "zero_stage": int(zero.get("stage", 0)),
-        "native_experts": any(type(m).__module__ == "deepspeed.moe.layer" for m in engine.module.modules()),
         "precision": precision[0] if precision else "fp32",
         "optimizer": [type(wrapper).__name__, type(getattr(wrapper, "optimizer", wrapper)).__name__],
+        "native_experts": any(isinstance(module, NativeMixture) for module in engine.module.modules()),
         "sub_group_size": zero.get("sub_group_size"),
         "offload": [zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")],
     }
@@ -65,8 +66,8 @@ def check_convertible(told: Mapping[str, Any], now: Mapping[str, Any], where: Pa
     back = f"resume on {told['ranks']} ranks with ZeRO stage {told['zero_stage']}, as it was written"
     if "nvme" in told["offload"] or "nvme" in now["offload"]:
         raise InputError("optimiser states on NVMe cannot change their layout", where=where, fix=back)
-    if told["native_experts"] or now["native_experts"]:
-        raise InputError("experts of DeepSpeed's own MoE layer cannot change their layout", where=where, fix=back)
+    if told.get("native_experts") or now["native_experts"]:
+        raise InputError('expert_parallel.backend "native" cannot change its layout', where=where, fix=back)
     if told["optimizer"][0] == "FP16_Optimizer" or now["optimizer"][0] == "FP16_Optimizer":
         raise InputError("ZeRO stage 0 with a fused optimiser in half precision cannot change its layout", where=where, fix=back)
 
