@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mri_ds import __version__
-from mri_ds.cli import bench, console, convert, data, network, parity, replay, results, train
+from mri_ds.cli import bench, console, convert, data, doctor, network, parity, plan, replay, results, train
 from mri_ds.errors import InputError, RunError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -21,6 +21,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "shard": data.shard,
     "lint": data.lint,
     "info": network.info,
+    "plan": plan.plan,
+    "doctor": doctor.doctor,
     "train": train.train,
     "convert": convert.convert,
     "parity": parity.parity,

@@ -25,7 +25,7 @@ from mri_ds.data.remote import locate
 from mri_ds.errors import InputError
 from mri_ds.losses import SUBJECT_LOSS
 from mri_ds.sample import Batch
-from mri_ds.training import distributed, ds_config, heart, launchers, signals
+from mri_ds.training import distributed, ds_config, heart, launchers, micro_batch, signals
 from mri_ds.training.checkpoint import Checkpoints, export, tell_cause
 from mri_ds.training.course import Course
 from mri_ds.training.engine import build_engine, build_objective
@@ -79,9 +79,10 @@ def train(
     distributed.start(config.training.timeout_s)
     try:
         distributed.tell_world()
-        resolved = _first_ranks(resolved)
+        resolved = micro_batch.choose(raw, _first_ranks(resolved), config, run_dir)
         launch = {"scale": scale, "data": address, "ds_config": raw}
-        result = _train(config, resolved, manifest, data, run_dir, launch=launch, profile=profile)
+        with micro_batch.noting_out_of_memory(raw, resolved, run_dir):
+            result = _train(config, resolved, manifest, data, run_dir, launch=launch, profile=profile)
     except RuntimeError:
         tell_cause()
         raise

@@ -6,7 +6,7 @@ written by training/tracker.py, recomputation is PyTorch's, sequence, tensor and
 """
 
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -59,8 +59,12 @@ class ExpertParallel(Section):
     async_split_plan: bool = False
 
 
+RecomputeLevel = Literal["none", "block"]
+RECOMPUTE_LEVELS: tuple[RecomputeLevel, ...] = get_args(RecomputeLevel)
+
+
 class Recomputation(Section):
-    level: Literal["none", "block"] = "none"
+    level: RecomputeLevel = "none"
 
 
 class Aio(Section):
