@@ -45,7 +45,7 @@ class Rank:
     unread: bytes = b""
 
     def is_silent(self, now: float, start_s: float) -> bool:
-        """Before its first step and after its last a heart may be held up for long: imports from a slow disk, a driver's start."""
+        """Before its first step and after its last a heart may be held up for long: by imports, by the start of a driver."""
         is_training = self.step is not None and not self.is_done
         allowed = SILENT_S if is_training or causes.is_stopped(self.process.pid) else start_s
         return now - self.beaten_s > allowed
@@ -155,7 +155,8 @@ class Supervisor:
                         return self._judge(ranks)
                 for rank, code in zip(ranks, codes, strict=True):
                     if code is None and rank.is_silent(now, self.timeout_s):
-                        rank.fault = {"kind": "silent", "line": causes.what_it_does(rank.process.pid)}
+                        does, for_s = causes.what_it_does(rank.process.pid), f"{now - rank.beaten_s:.0f}"
+                        rank.fault = {"kind": "silent", "line": does, "for_s": for_s}
                         return self._judge(ranks)
 
     def _pass_on(self, ranks: list[Rank], since: int) -> bool:
@@ -188,7 +189,7 @@ class Supervisor:
         name = f"rank {bad.number} of {len(ranks)}"
         is_port_taken = "EADDRINUSE" in line or "address already in use" in line
         if kind == "silent":
-            what = f"{name} {line} {step}: no sign of life for {SILENT_S:.0f} s"
+            what = f"{name} {line} {step}: no sign of life for {bad.fault['for_s']} s"
         elif kind == "run":
             what = line
         elif kind is not None:
