@@ -86,6 +86,8 @@ def beating(run_dir: Path, timeout_s: float) -> Iterator[None]:
         thread.join()
         if _heart.peers is not None:
             _heart.peers.leave()
+        if _heart.pipe is not None:
+            _write(_heart.pipe, {"is_done": True})  # what Python tidies up from here on may take longer than a silence
         _heart = None
 
 

@@ -24,7 +24,7 @@ from mri_ds.training.signals import BY_WEIGHT
 
 TICK_S = 0.1
 SETTLE_S = 2.0  # after the first bad end: what the others say tells cause from consequence
-SILENT_S = 15.0  # no beat for that long
+SILENT_S = 20.0  # no beat for that long
 HELD_S = 5.0  # this process itself was held for that long: silences are nobody's fault
 PORT_RETRIES = 3  # a free port may be taken by somebody else before rank 0 opens it
 SHARED_MEMORY = Path("/dev/shm")
@@ -40,12 +40,14 @@ class Rank:
     memory: causes.MemoryWatch
     beaten_s: float
     step: int | None = None
+    is_done: bool = False  # it has said good-bye, and only its process has still to end
     fault: dict[str, str] = field(default_factory=dict)  # what it said of its own end: {"kind", "line"}
     unread: bytes = b""
 
     def is_silent(self, now: float, start_s: float) -> bool:
-        """Before its first step a rank may hold its heart up for long: imports from a slow disk, the start of a driver."""
-        allowed = SILENT_S if self.step is not None or causes.is_stopped(self.process.pid) else start_s
+        """Before its first step and after its last a heart may be held up for long: by imports, by the start of a driver."""
+        is_training = self.step is not None and not self.is_done
+        allowed = SILENT_S if is_training or causes.is_stopped(self.process.pid) else start_s
         return now - self.beaten_s > allowed
 
 
@@ -153,7 +155,8 @@ class Supervisor:
                         return self._judge(ranks)
                 for rank, code in zip(ranks, codes, strict=True):
                     if code is None and rank.is_silent(now, self.timeout_s):
-                        rank.fault = {"kind": "silent", "line": causes.what_it_does(rank.process.pid)}
+                        does, for_s = causes.what_it_does(rank.process.pid), f"{now - rank.beaten_s:.0f}"
+                        rank.fault = {"kind": "silent", "line": does, "for_s": for_s}
                         return self._judge(ranks)
 
     def _pass_on(self, ranks: list[Rank], since: int) -> bool:
@@ -186,7 +189,7 @@ class Supervisor:
         name = f"rank {bad.number} of {len(ranks)}"
         is_port_taken = "EADDRINUSE" in line or "address already in use" in line
         if kind == "silent":
-            what = f"{name} {line} {step}: no sign of life for {SILENT_S:.0f} s"
+            what = f"{name} {line} {step}: no sign of life for {bad.fault['for_s']} s"
         elif kind == "run":
             what = line
         elif kind is not None:
@@ -213,6 +216,7 @@ def _listen(rank: Rank) -> bool:
         rank.beaten_s = time.monotonic()
         for message in map(json.loads, lines):
             rank.step = message.get("step", rank.step)
+            rank.is_done = rank.is_done or "is_done" in message
             rank.fault = rank.fault or {key: message[key] for key in ("kind", "line") if key in message}
 
 

@@ -98,13 +98,14 @@ def test_disk_is_full(four, disk):
         pytest.skip("nobody may mount here: no disk to fill")
     with four.started(four.command()) as launch:
         launch.advance(1)
+        latest = four.folder / "checkpoints/latest"
+        launches.wait_for(latest.is_file, timeout_s=60 * SLOW, what="a good checkpoint")
         used = shutil.disk_usage(disk).used // 1024 + 256
         subprocess.run(["mount", "-o", f"remount,size={used}k", disk], check=True)
         try:
             what = rf"cannot write the checkpoint step\d+: No space|of 4 failed after step \d+: the disk of {four.folder} is full"
             launch.ends(1, rf"^error: rank \d ({what}).*\. {LAST}")
-            good = (four.folder / "checkpoints/latest").read_text()
-            assert (four.folder / "checkpoints" / good / "manifest.json").is_file()
+            assert (latest.parent / latest.read_text() / "manifest.json").is_file()
         finally:
             subprocess.run(["mount", "-o", "remount,size=4g", disk], check=True)
 
