@@ -26,7 +26,7 @@ def build(run: Path, **more):
     from mri_ds.training import distributed, ds_config
     from mri_ds.training.engine import build_engine, build_objective
 
-    distributed.start()
+    distributed.start(600)
     config = load_config(run / "config.yaml")
     raw = {**json.loads((launches.ROOT / "ds_configs/tiny.json").read_text()), **more}
     return build_engine(build_objective(config), ds_config.resolve(raw, config, world_size=1))

@@ -28,6 +28,8 @@ def start(ranks: int, log: Path, target, *arguments, timeout_s: float = 280) -> 
         if process.is_alive():
             process.kill()
             process.join()
+    for buffer in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):  # 69 MB each
+        buffer.unlink(missing_ok=True)
     return [process.exitcode for process in processes]
 
 

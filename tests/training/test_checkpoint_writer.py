@@ -67,7 +67,7 @@ def test_a_full_disk_leaves_the_last_good_one_and_says_so(tmp_path):
 
 
 def test_a_killed_write_shadows_nothing(tmp_path):
-    code = START + "save(2, [torch.zeros(1_000_000) for _ in range(500)])\nwriter.wait()\n"
+    code = START + "save(2, [torch.zeros(1_000_000) for _ in range(150)])\nwriter.wait()\n"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     try:
         part = tmp_path / "checkpoints/step000002.part/weights.pt"
