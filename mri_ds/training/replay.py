@@ -49,7 +49,7 @@ def write_dump(engine: Any, run_dir: Path, step: int, micro_batches: Sequence[Mi
     own = {"torch_seed": torch.initial_seed(), "micro_batches": []}
     for number, micro in enumerate(micro_batches):
         file = f"rank{rank:04d}-{number}.safetensors"
-        save_file({name: value.detach().cpu().contiguous() for name, value in _flat(micro.batch).items()}, folder / file)
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in _flat(micro.batch).items()}, folder / file)
         told = {"file": file, "subject_ids": micro.batch.get("subject_id", []), "loss": _text(micro.loss)}
         own["micro_batches"].append(told)  # type: ignore[attr-defined]
     ranks = distributed.gather_json(own)
