@@ -35,7 +35,7 @@ STARTS = {
 @pytest.fixture(scope="module")
 def one_rank(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    launches.run([sys.executable, *script(shards, folder / "run")], folder / "log")
+    launches.run([sys.executable, *script(shards, folder / "run"), "--ranks", "1"], folder / "log")
     return launches.losses(folder / "run")
 
 

@@ -38,7 +38,7 @@ def train_on_nodes(cluster, folder: Path, arguments: list[str]) -> str:
 
 
 def train_alone(folder: Path, arguments: list[str]) -> Path:
-    launches.run([sys.executable, "launch/train.py", *arguments], folder / "log.one", timeout_s=300)
+    launches.run([sys.executable, "launch/train.py", *arguments, "--ranks", "1"], folder / "log.one", timeout_s=300)
     return folder / "one"
 
 
