@@ -93,6 +93,7 @@ install_test_packages() {
         chromium:chromium; do
         PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
     done
+    [ -e /usr/include/libaio.h ] || missing+=(libaio-dev)
     [ ${#missing[@]} -gt 0 ] || return 0
     local skipped="some tests will skip without Debian's ${missing[*]}"
     command -v apt-get >/dev/null || { say "no apt-get here: $skipped"; return 0; }
