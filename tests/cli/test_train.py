@@ -27,7 +27,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple, dict]]:
 def test_scale_comes_from_the_json_and_names_the_run(trained: list, tmp_path: Path) -> None:
     (tmp_path / "xl.json").write_text("{}")
     assert call("train", "--ds_config", tmp_path / "xl.json").exit_code == 0
-    assert trained == [((None, [], "xl", tmp_path / "xl.json", Path("shards"), Path("runs/xl")), {"ds_overrides": []})]
+    assert trained == [
+        ((None, [], "xl", tmp_path / "xl.json", Path("shards"), Path("runs/xl")), {"ds_overrides": [], "profile": ""})
+    ]
 
 
 def test_scale_option_wins_over_the_json(trained: list, tmp_path: Path) -> None:
@@ -35,7 +37,9 @@ def test_scale_option_wins_over_the_json(trained: list, tmp_path: Path) -> None:
     call(
         "train", "--ds-config", tmp_path / "xl.json", "--scale", "tiny", "--data", "d", "--run", "r", "--set", "training.steps=2"
     )
-    assert trained == [((None, ["training.steps=2"], "tiny", tmp_path / "xl.json", Path("d"), Path("r")), {"ds_overrides": []})]
+    assert trained == [
+        ((None, ["training.steps=2"], "tiny", tmp_path / "xl.json", Path("d"), Path("r")), {"ds_overrides": [], "profile": ""})
+    ]
 
 
 def test_scale_of_the_yaml_without_a_json(trained: list, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from mri_ds.config import load_config
 from mri_ds.training import distributed
+from mri_ds.training.ds_config import limits
 
 CASES = [  # ZeRO stage, expert-parallel size, precision
     (0, 1, "fp32"),
@@ -99,6 +100,7 @@ def train(zero, ep, precision):
     if precision == "fp16":
         # DeepSpeed refuses fp16 on a CPU without instructions for it; torch computes it all the same, only slowly
         type(get_accelerator()).is_fp16_supported = lambda self: True
+        limits.supports_fp16 = lambda: True
         raw["fp16"] = {"enabled": True, "initial_scale_power": 8, "hysteresis": 1}
     torch.manual_seed(run.training.seed)
     objective, is_now = build_objective(run), [False]
