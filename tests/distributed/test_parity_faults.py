@@ -50,7 +50,7 @@ def test_what_is_wrong_is_named(told):
 
 
 def test_experts_count_once_in_the_norm(told):
-    """Without ZeRO, where experts make most of the norm: ours is that of the gathered gradients; DeepSpeed's (8475) is off by more."""
+    """Without ZeRO, where experts make most of the norm: ours is the gathered gradients'; DeepSpeed's (8475) is off by more."""
     _, norms = told
     assert norms["ours"] == pytest.approx(norms["gathered"], rel=1e-5)
     assert abs(norms["deepspeed"] / norms["gathered"] - 1) > 1e-5

@@ -4,6 +4,7 @@ The uninterrupted run is started by `srun --mpi=pmi2` instead of the batch scrip
 """
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,9 @@ SETS = [f"training.steps={STEPS}", "training.log_every=1", "training.global_batc
 SETS += ["data.num_workers=0"]
 SUBMIT = "launch/slurm/submit.sh"
 REASON = why_not("munged", "slurmctld", "slurmd", "srun", "sbatch")
+REASON = REASON or (
+    "" if "MRI_DS_TEST_SLURM" in os.environ else "set MRI_DS_TEST_SLURM=1: two time limits of a minute each, ten minutes in all"
+)
 needs_slurm = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
