@@ -21,6 +21,7 @@ from mri_ds.errors import CorruptError
 from mri_ds.training.checkpoint.convert import convert_run
 
 SETS = [
+    "data.num_workers=0",  # forked ranks are left in the middle, and data workers do not heed the SIGTERM that follows
     "training.steps=40",
     "training.checkpoint_every=10",
     "training.keep_last=1",
