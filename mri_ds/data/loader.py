@@ -9,7 +9,8 @@ are drawn for a place of an epoch. So a batch is a function of its positions, an
 
 import logging
 import signal
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -164,8 +165,10 @@ def _collate(items: list[dict[str, Any]]) -> tuple[Batch, list[tuple[str, str]]]
 def _batches(loader: DataLoader[Any], dataset: ShardDataset) -> Iterator[Batch]:
     """Raises here, as it was, the InputError that a worker handed over; counts the subjects that were skipped."""
     skipped: set[str] = set()
+    results: Any = iter(loader)
+    end_workers = _end_before_exit(results) if loader.num_workers else lambda: None
     try:
-        for result in loader:
+        for result in results:
             if isinstance(result, InputError):
                 raise result
             batch, problems = result
@@ -182,6 +185,16 @@ def _batches(loader: DataLoader[Any], dataset: ShardDataset) -> Iterator[Batch]:
             raise
         hint = "most likely for want of memory: lower data.num_workers or data.patch, or give the job more memory"
         raise RuntimeError(f"a process that loads data was killed, {hint}") from err
+    finally:
+        end_workers()
+
+
+def _end_before_exit(results: Any) -> Callable[[], object]:
+    """Ends the workers of a DataLoader's iterator, now or else before Python ends what children are left.
+
+    Python would send them SIGTERM, which they leave to the rank, and then wait for them for ever.
+    """
+    return Finalize(None, results._shutdown_workers, exitpriority=10)
 
 
 def _as_input_error(err: InputError | OSError) -> InputError:

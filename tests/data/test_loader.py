@@ -1,6 +1,8 @@
 """Batches: every subject once per epoch, the same whatever the ranks and workers, resumable, weights that add up."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -253,3 +255,24 @@ def test_a_flipped_bit_stops_or_is_masked_and_counted(batches, dataset, monkeypa
                 assert torch.equal(a["image"][i], b["image"][i])
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith(f"left out {entry.subject_id}: ") and "1 of 7 so far" in line
+
+
+LEAVES = """
+import sys
+from mri_ds.config import DataConfig
+from mri_ds.data.index import ShardDataset
+from mri_ds.data.loader import make_loader
+
+dataset = ShardDataset(sys.argv[1], "train")
+config = DataConfig(spacing_mm=(1, 1, 1), patch=(8, 8, 8), augment=False, num_workers=1)
+kept = make_loader(dataset, config, dataset.tasks, seed=0, global_batch=1, micro_batch=1, rank=0, world_size=1)
+next(kept)
+raise SystemExit(3)
+"""
+
+
+def test_a_process_that_leaves_in_the_middle_does_not_wait_for_its_workers(write_folder, make_sample):
+    """Workers do not heed the SIGTERM by which Python ends children at its exit, and then waits for them."""
+    folder = write_folder([make_sample(i) for i in range(3)])
+    done = subprocess.run([sys.executable, "-c", LEAVES, str(folder)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
