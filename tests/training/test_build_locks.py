@@ -17,9 +17,9 @@ def test_only_a_lock_whose_builder_is_gone_is_removed(tmp_path):
     ) as builder:
         assert builder.stdout.readline() == "held\n"
         stale.touch()
-        remove_stale_build_locks(tmp_path)
+        remove_stale_build_locks(tmp_path, is_shared=False)
         assert held.exists() and not stale.exists()
         builder.kill()
         builder.wait()
-        remove_stale_build_locks(tmp_path)
+        remove_stale_build_locks(tmp_path, is_shared=False)
         assert not held.exists()
