@@ -165,7 +165,7 @@ def _collate(items: list[dict[str, Any]]) -> tuple[Batch, list[tuple[str, str]]]
 def _batches(loader: DataLoader[Any], dataset: ShardDataset) -> Iterator[Batch]:
     """Raises here, as it was, the InputError that a worker handed over; counts the subjects that were skipped."""
     skipped: set[str] = set()
-    results: Any = iter(loader)
+    results: Any = _start_workers(loader)
     end_workers = _end_before_exit(results) if loader.num_workers else lambda: None
     try:
         for result in results:
@@ -187,6 +187,18 @@ def _batches(loader: DataLoader[Any], dataset: ShardDataset) -> Iterator[Batch]:
         raise RuntimeError(f"a process that loads data was killed, {hint}") from err
     finally:
         end_workers()
+
+
+def _start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
+    """`iter(loader)`, without the handler by which PyTorch raises a worker's death from wherever the main thread is just then.
+
+    Between two collectives, or while another failure is being told, nobody expects it. The next batch asked for tells it as well.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    results = iter(loader)
+    if signal.getsignal(signal.SIGCHLD) is not handler:
+        signal.signal(signal.SIGCHLD, handler)
+    return results
 
 
 def _end_before_exit(results: Any) -> Callable[[], object]:
