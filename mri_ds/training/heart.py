@@ -106,7 +106,7 @@ def know_peers(peers: Peers) -> None:
 def tell(kind: str, line: str) -> None:
     """To the supervisor. `kind`, from cause to consequence: "input", "run", "failed", "stuck", "waits", "lost"."""
     assert _heart is not None and _heart.pipe is not None
-    _write(_heart.pipe, {"kind": kind, "line": line[:MAX_LINE]})
+    _write(_heart.pipe, {"step": _heart.step, "kind": kind, "line": line[:MAX_LINE]})
 
 
 def fail(err: BaseException) -> NoReturn:
@@ -152,7 +152,7 @@ def _end(heart: _Heart, kind: str, line: str, stack: str = "") -> NoReturn:
     step = f"after step {heart.step}" if heart.step else "before the first step"
     text = f"{line}{where}"
     if heart.pipe is not None:
-        _write(heart.pipe, {"kind": kind, "line": text[:MAX_LINE]})
+        _write(heart.pipe, {"step": heart.step, "kind": kind, "line": text[:MAX_LINE]})
     else:
         os.write(2, f"error: rank {heart.rank} ended {step}: {text}\n".encode())
     if heart.peers is not None:
