@@ -6,6 +6,7 @@ Here only the defaults are decided: which scale, which DeepSpeed JSON, which fol
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,21 +72,53 @@ def train(
     On 2 ranks of a CPU, started again if one fails: `mri-ds train --scale small --ranks 2 --restarts 3`
     """
     sets = [*(overrides or []), *(["data.skip_unreadable=true"] if skip_corrupt else [])]
-    if resume is not None:
-        was, run = launch_of(resume), resume
-        config, scale, ds_config, data = was.config, was.scale, ds_config or was.ds_config, data or was.data
-    data = data or Path("shards")
-    scale = scale or _scale_of(ds_config) or load_config(config, overrides=sets).model.scale
-    if scale not in SCALES:
-        raise InputError(f"unknown scale {scale!r}", where="--scale", fix=nearest(scale, list(SCALES)))
-    ds_config = ds_config or DS_CONFIGS / f"{scale}.json"
-    run = run or Path("runs") / scale
-    training = load_config(config, overrides=sets, scale=scale).training  # a misspelt key is named before seconds of imports
-    what, ds_sets = (config, sets, scale, ds_config, data, run), ds_overrides or []
+    asked = _settle(Asked(config, sets, ds_overrides or [], profile), resume, scale, ds_config, data, run)
     if resolve_only:
         _answer_for(ranks)
-        console.print_json(_run_quietly(*what, ds_overrides=ds_sets, resolve_only=True)) if _is_first_rank() else None
-        return
+        console.print_json(_run_quietly(asked, resolve_only=True)) if _is_first_rank() else None
+    else:
+        _start(asked, ranks, restarts, as_json=json)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to train, as the command line says it; the last four are settled by its defaults."""
+
+    config: Path | None
+    sets: list[str]
+    ds_sets: list[str]
+    profile: str
+    scale: str = ""
+    ds_config: Path = Path()
+    data: Path = Path("shards")
+    run: Path = Path()
+
+    def options(self) -> list[str]:
+        """The command line of a rank that does what this one was asked for."""
+        options = [f"--scale={self.scale}", f"--ds_config={self.ds_config}", f"--data={self.data}", f"--run={self.run}"]
+        options += [f"--config={self.config}"] if self.config else []
+        options += [f"--set={item}" for item in self.sets] + [f"--ds={item}" for item in self.ds_sets]
+        return options + ([f"--profile={self.profile}"] if self.profile else [])
+
+
+def _settle(
+    asked: Asked, resume: Path | None, scale: str | None, ds_config: Path | None, data: Path | None, run: Path | None
+) -> Asked:
+    if resume is not None:
+        was, run = launch_of(resume), resume
+        asked = replace(asked, config=was.config)
+        scale, ds_config, data = was.scale, ds_config or was.ds_config, data or was.data
+    scale = scale or _scale_of(ds_config) or load_config(asked.config, overrides=asked.sets).model.scale
+    if scale not in SCALES:
+        raise InputError(f"unknown scale {scale!r}", where="--scale", fix=nearest(scale, list(SCALES)))
+    ds_config, run = ds_config or DS_CONFIGS / f"{scale}.json", run or Path("runs") / scale
+    return replace(asked, scale=scale, ds_config=ds_config, data=data or asked.data, run=run)
+
+
+def _start(asked: Asked, ranks: int | None, restarts: int, *, as_json: bool) -> None:
+    """Starts the ranks, or is one of them."""
+    # before seconds of imports, because it names a misspelt key
+    training = load_config(asked.config, overrides=asked.sets, scale=asked.scale).training
     from mri_ds.training import local_ranks
 
     is_launched = local_ranks.is_started_by_a_launcher(os.environ)
@@ -95,27 +128,25 @@ def train(
     if count > 1 or restarts:
         from mri_ds.training.supervisor import Supervisor
 
-        options = _options(*what) + [f"--ds={item}" for item in ds_sets] + (["--json"] if json else [])
-        command = ["-m", "mri_ds", "train", *options, *([f"--profile={profile}"] if profile else [])]
+        command = ["-m", "mri_ds", "train", *asked.options(), *(["--json"] if as_json else [])]
         raise typer.Exit(Supervisor(command, ranks=count, restarts=restarts, timeout_s=training.timeout_s).run())
-    how = {"ds_overrides": ds_sets, "profile": profile}
-    _train(*what, timeout_s=training.timeout_s, is_rank=is_launched, as_json=json, **how)
+    _train(asked, timeout_s=training.timeout_s, is_rank=is_launched, as_json=as_json)
 
 
-def _train(*what: Any, timeout_s: float, is_rank: bool, as_json: bool, **how: Any) -> None:
+def _train(asked: Asked, *, timeout_s: float, is_rank: bool, as_json: bool) -> None:
     """This process's part: all of the run, or that of one rank. Exits with the code that tells how it ended."""
     from mri_ds.training import heart, launchers, signals
 
     launchers.adopt()  # so that the heart knows its rank, whoever started it
-    run = what[-1]
-    with signals.listening(), heart.beating(run, timeout_s) if is_rank else nullcontext():  # before imports that take seconds
+    # both before imports that take seconds
+    with signals.listening(), heart.beating(asked.run, timeout_s) if is_rank else nullcontext():
         try:
-            result = (_run_quietly if as_json else _run)(*what, **how)
+            result = (_run_quietly if as_json else _run)(asked)
         except signals.Stopped as stopped:
             if _is_first_rank():
                 print(stopped, file=sys.stderr, flush=True)
                 if as_json:
-                    console.print_json({"run": str(run), "stopped_by": stopped.name, "step": stopped.step})
+                    console.print_json({"run": str(asked.run), "stopped_by": stopped.name, "step": stopped.step})
             raise typer.Exit(stopped.exit_code) from None
         except InputError as err:
             if heart.is_supervised():
@@ -130,27 +161,22 @@ def _train(*what: Any, timeout_s: float, is_rank: bool, as_json: bool, **how: An
         console.print_json(result)
 
 
-def _run(*what: Any, **how: Any) -> dict[str, Any]:
+def _run(asked: Asked, **how: Any) -> dict[str, Any]:
     from mri_ds.training.loop import train as run_training
 
-    return run_training(*what, **how)
+    what = (asked.config, asked.sets, asked.scale, asked.ds_config, asked.data, asked.run)
+    return run_training(*what, ds_overrides=asked.ds_sets, profile=asked.profile, **how)
 
 
-def _run_quietly(*what: Any, **how: Any) -> dict[str, Any]:
+def _run_quietly(asked: Asked, **how: Any) -> dict[str, Any]:
     with console.stdout_for_result():
-        return _run(*what, **how)
+        return _run(asked, **how)
 
 
 def _answer_for(ranks: int | None) -> None:
     """`--resolve-only` tells of the world that a launcher or `--ranks` says."""
     if ranks:
         os.environ["WORLD_SIZE"] = str(ranks)
-
-
-def _options(config: Path | None, sets: list[str], scale: str, ds_config: Path, data: Path, run: Path) -> list[str]:
-    """The command line of a rank that does what this one was asked for."""
-    options = [f"--scale={scale}", f"--ds_config={ds_config}", f"--data={data}", f"--run={run}"]
-    return options + ([f"--config={config}"] if config else []) + [f"--set={item}" for item in sets]
 
 
 def _scale_of(ds_config: Path | None) -> str | None:
