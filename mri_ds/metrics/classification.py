@@ -6,7 +6,6 @@ Source: Brodersen et al. 2010 (balanced accuracy); Hand and Till 2001 and Mann a
 """
 
 import numpy as np
-from scipy.stats import rankdata
 
 
 def balanced_accuracy(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> float:
@@ -60,5 +59,7 @@ def _auc(is_positive: np.ndarray, scores: np.ndarray) -> float:
     num_negative = len(is_positive) - num_positive
     if num_positive == 0 or num_negative == 0:
         return float("nan")
+    from scipy.stats import rankdata  # whose import is a fifth of a rank's start
+
     rank_sum = rankdata(scores)[is_positive].sum()  # midranks: this is where a tie becomes a half
     return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
