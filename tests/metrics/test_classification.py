@@ -48,6 +48,10 @@ def test_classes_that_do_not_occur():
     probabilities = np.eye(3)[predicted] * 0.8 + 0.1
     assert roc_auc_ovr(truth, probabilities) == pytest.approx((0.75 + 1.0) / 2)  # class 1 has no curve
     assert np.isnan(roc_auc_ovr(np.zeros(3, dtype=int), np.full((3, 2), 0.5)))
+
+
+def test_scores_that_are_no_numbers_have_no_auc():
+    assert np.isnan(roc_auc_ovr(np.array([0, 1, 1]), np.full((3, 2), np.nan)))
     assert np.isnan(balanced_accuracy(np.zeros(0, dtype=int), np.zeros(0, dtype=int), 2))
 
 
