@@ -1,11 +1,21 @@
 """Small real data, made once per test session: subjects as NIfTI files, and their shards."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+# a shell that puts the tests into its background has them, and every process that they start and interrupt, ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts launches goes first: it takes minutes a file, and would else be left to one worker at the end."""
+    items.sort(key=lambda item: "tests/distributed/" not in item.path.as_posix())
 
 
 @pytest.fixture(scope="session")

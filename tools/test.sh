@@ -4,5 +4,5 @@ set -euo pipefail
 arguments=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" --dev
 cd "$root"
-export OMP_NUM_THREADS=1 # two workers, and ranks of their own below them, share the cores
-exec "$venv/bin/python" -m pytest -n 2 --dist loadfile ${arguments[@]+"${arguments[@]}"}
+export OMP_NUM_THREADS=1 # the workers, and ranks of their own below them, share the cores; a third works while others wait for a fault
+exec "$venv/bin/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"}
