@@ -32,6 +32,7 @@ def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
     """Hands the objective to DeepSpeed: ZeRO, AutoEP, precision, optimiser and schedule as `resolved` says."""
     import deepspeed
 
+    _import_muon_as_it_is()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its warnings at start are about choices made here on purpose
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # renamed collectives it still calls
     objective.net.encoder.recompute = resolved["activation_checkpointing"]["level"]  # type: ignore[union-attr]
@@ -46,6 +47,21 @@ def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
     correct_without_zero(engine)
     _gather_in_one(engine)
     return engine
+
+
+def _import_muon_as_it_is() -> None:
+    """ZeRO imports DeepSpeed's Muon optimiser, whatever is trained with, and hands three functions of it to torch.compile.
+
+    That loads PyTorch's code generators: a second of every rank's start, for functions that nothing here calls.
+    """
+    from deepspeed.runtime import compiler
+
+    compile = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        compiler.compile = compile
 
 
 def _gather_in_one(engine: Any) -> None:
