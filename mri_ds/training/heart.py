@@ -11,6 +11,7 @@ The main thread may hang in C++ at that moment, so the end is os._exit. This mod
 import faulthandler
 import json
 import os
+import select
 import shutil
 import signal
 import sys
@@ -113,11 +114,12 @@ def fail(err: BaseException) -> NoReturn:
     """Ends this rank for an exception: one line, and the traceback in RUN/faults. A lost connection names who is lost."""
     assert _heart is not None
     if isinstance(err, RunError):
-        _end(_heart, "run", str(err))
+        _end(_heart, "run", " ".join(str(err).split()))
     stack = "".join(traceback.format_exception(err))
     line = f"{type(err).__name__}: {' '.join(str(err).split())[:MAX_MESSAGE]}"
-    if _heart.run_dir.is_dir() and shutil.disk_usage(_heart.run_dir).free < FULL_BYTES:
-        line = f"the disk of {_heart.run_dir} is full ({line})"
+    with suppress(OSError):  # the run's folder is not there yet, or its file system is what failed
+        if shutil.disk_usage(_heart.run_dir).free < FULL_BYTES:
+            line = f"the disk of {_heart.run_dir} is full ({line})"
     _end(_heart, "lost" if _is_lost_connection(err) else "failed", line, stack)
 
 
@@ -125,22 +127,28 @@ def _beat(heart: _Heart) -> None:
     last = time.monotonic()
     while not heart.done.wait(BEAT_S):
         now = time.monotonic()
-        if now - last > FROZEN_S:
-            heart.moved_s += now - last
-            if heart.peers is not None:
-                heart.peers.forgive(now - last)
+        with suppress(MemoryError):  # the main thread tells what there is no memory for; until then the heart goes on
+            _look(heart, now, since=last)
         last = now
-        if heart.pipe is not None and not _write(heart.pipe, {"step": heart.step}):
-            _launcher_is_gone(heart)
-        if heart.launcher != _launcher():
-            _launcher_is_gone(heart)
-        if heart.leave_by is not None and now > heart.leave_by:
-            _end(heart, "failed", f"its launcher is gone, and the step did not end within {LEAVE_S:.0f} s")
-        if now - heart.moved_s > heart.timeout_s:
-            kind, where = _where_it_is()
-            _end(heart, kind, f"nothing moved for {heart.timeout_s:.0f} s (training.timeout_s): {where}")
-        if heart.peers is not None and (silent := heart.peers.silent()):
-            _end(heart, "lost", f"{_ranks(silent)} not heard of any more")
+
+
+def _look(heart: _Heart, now: float, *, since: float) -> None:
+    """One beat, `since` being the time of the last."""
+    if now - since > FROZEN_S:
+        heart.moved_s += now - since
+        if heart.peers is not None:
+            heart.peers.forgive(now - since)
+    if heart.pipe is not None and not _write(heart.pipe, {"step": heart.step}):
+        _launcher_is_gone(heart)
+    if heart.launcher != _launcher():
+        _launcher_is_gone(heart)
+    if heart.leave_by is not None and now > heart.leave_by:
+        _end(heart, "failed", f"its launcher is gone, and the step did not end within {LEAVE_S:.0f} s")
+    if now - heart.moved_s > heart.timeout_s:
+        kind, where = _where_it_is()
+        _end(heart, kind, f"nothing moved for {heart.timeout_s:.0f} s (training.timeout_s): {where}")
+    if heart.peers is not None and (silent := heart.peers.silent()):
+        _end(heart, "lost", f"{_ranks(silent)} not heard of any more")
 
 
 def _end(heart: _Heart, kind: str, line: str, stack: str = "") -> NoReturn:
@@ -154,7 +162,8 @@ def _end(heart: _Heart, kind: str, line: str, stack: str = "") -> NoReturn:
     if heart.pipe is not None:
         _write(heart.pipe, {"step": heart.step, "kind": kind, "line": text[:MAX_LINE]})
     else:
-        os.write(2, f"error: rank {heart.rank} ended {step}: {text}\n".encode())
+        with suppress(OSError):  # whoever read it is gone; the peers still hear it
+            os.write(2, f"error: rank {heart.rank} ended {step}: {text}\n".encode())
     if heart.peers is not None:
         heart.peers.tell(f"rank {heart.rank}: {line}" if kind != "lost" else "")
         heart.peers.leave()
@@ -182,7 +191,7 @@ def _leave_stacks(heart: _Heart, stack: str) -> str:
             out.write(stack)
             out.flush()
             faulthandler.dump_traceback(out, all_threads=True)
-    except OSError:  # a full disk may be the very fault
+    except (OSError, MemoryError):  # a full disk, or want of memory, may be the very fault
         return ""
     return f"; see {path}"
 
@@ -227,8 +236,10 @@ def _is_lost_connection(err: BaseException) -> bool:
 
 
 def _write(pipe: int, message: dict[str, Any]) -> bool:
+    while len(text := json.dumps(message)) >= select.PIPE_BUF:  # in one piece only below that; ASCII: a character is a byte
+        message = message | {"line": message["line"][:-100]}
     try:
-        os.write(pipe, (json.dumps(message) + "\n").encode())  # in one piece up to 4,096 bytes
+        os.write(pipe, f"{text}\n".encode())
     except BlockingIOError:
         return True
     except OSError:
