@@ -1,7 +1,8 @@
 """A run that faults are done to from outside: started again and again with the same command, watched by its own files.
 
 A fault is done at a step that metrics.jsonl tells of, to processes found by their environment. What must follow is always the
-same: the launch ends in time, with its exit code and one line, and no process that knows the run's folder is left.
+same: the launch ends in time, with its exit code and one line, or starts again where that was asked for, and no process that
+knows the run's folder is left.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import launches
 import psutil
+import pytest
 
 STEPS = 48
 SETS = [
@@ -23,11 +25,18 @@ SETS = [
     "training.log_every=1",
     "training.checkpoint_every=3",
     "training.image_every=1000",
+    "training.validate_every=0",
     "training.global_batch=4",
     "data.num_workers=0",
+    "data.patch=[16,16,16]",
+    "model.num_layers=1",
+    "model.embed_dim=16",
+    "model.expert_hidden=16",
+    "model.use_kan=false",
     "model.drop_path=0",  # its dice are a rank's own
     "training.lr=0.0002",  # at which rounding does not grow: any number of ranks gives the same
 ]
+TO_THE_END = "training.checkpoint_every=1000"  # of a launch that nothing more happens to
 END_S = 60  # from the fault to the end of everything
 SLOW = float(os.environ.get("MRI_DS_TEST_SLOWNESS", "1"))  # how much longer a start may take where the machine is shared
 
@@ -105,6 +114,13 @@ class Run:
         lines = path.read_text().splitlines() if path.exists() else []
         return json.loads(lines[-1])["step"] if lines else 0
 
+    def check_complete(self, undisturbed: dict[int, float]) -> None:
+        """Every step once, with the losses of a run that nothing happened to."""
+        steps = [json.loads(line)["step"] for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        assert steps == list(range(1, len(undisturbed) + 1))
+        assert list(launches.losses(self.folder).values()) == pytest.approx(list(undisturbed.values()), rel=1e-5)
+        assert (self.folder / "model.safetensors").is_file()
+
     def checkpoints(self) -> set[str]:
         return {path.name for path in (self.folder / "checkpoints").glob("step*")}
 
@@ -114,9 +130,10 @@ class Launch:
 
     def __init__(self, run: Run, process: subprocess.Popen, log: Path, metrics_before: int) -> None:
         self.run, self.process, self.log, self.metrics_before = run, process, log, metrics_before
+        self.ranks: list[psutil.Process] = []  # and what they started
 
     def advance(self, steps: int = 2) -> None:
-        """Waits until it has done that many steps of its own."""
+        """Waits until it has done that many steps of its own; after `starts_again` until the new ranks have."""
 
         def wait(condition, what: str):
             def alive() -> bool:
@@ -125,10 +142,22 @@ class Launch:
 
             return launches.wait_for(alive, timeout_s=120 * SLOW, what=f"{what}\n{self.text()[-3000:]}")
 
-        wait(lambda: self.run.metrics() != self.metrics_before and self.run.told() > 0, "the first step")
-        resumed = re.findall(r"resuming from step (\d+)", self.text())
-        first = int(resumed[-1]) if resumed else 0
+        wait(lambda: self.run.metrics() != self.metrics_before, "the first step")
+        first = self.run.told()
         wait(lambda: self.run.told() >= first + steps, f"step {first + steps}")
+        self.metrics_before = self.run.metrics()
+        self.ranks = [process for process in self.run.processes() if process.pid != self.process.pid]
+
+    def starts_again(self, line: str) -> None:
+        """The attempt ends in time, telling `line` (a pattern) once, nothing of it is left, and another begins."""
+        launches.wait_for(
+            lambda: re.search(rf"{line}\nrestart \d of \d, from the last checkpoint$", self.text(), re.MULTILINE),
+            timeout_s=END_S * SLOW,
+            what=f"{line}, and a restart:\n{self.text()[-3000:]}",
+        )
+        left = [process for process in self.ranks if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        assert self.ranks and not left, left
+        self._said_once(line)
 
     def rank(self, number: int) -> psutil.Process:
         return launches.wait_for(lambda: self.run.rank(number), timeout_s=60 * SLOW, what=f"rank {number}")
@@ -150,10 +179,22 @@ class Launch:
                 (p.pid, p.status(), p.environ().get("RANK")) for p in self.run.processes()
             ]
             time.sleep(0.2)
-        said = [one for one in self.text().splitlines() if re.search(line, one)]
-        assert len(said) == 1, f"{len(said)} lines like {line!r}:\n{text[-3000:]}"
+        self._said_once(line)
         return text
+
+    def _said_once(self, line: str) -> None:
+        text = self.text()
+        said = [one for one in text.splitlines() if re.search(line, one)]
+        assert len(said) == 1, f"{len(said)} lines like {line!r}:\n{text[-3000:]}"
 
 
 def send(process: psutil.Process | subprocess.Popen, name: str) -> None:
     process.send_signal(signal.Signals[name])
+
+
+def undisturbed(shards: Path, folder: Path, *sets: str) -> dict[int, float]:
+    """{step: loss} of one rank that nothing happens to."""
+    folder.mkdir(exist_ok=True)
+    run = Run(folder / "run", shards, 1)
+    launches.run(run.command("mri-ds", TO_THE_END, *sets), folder / "log", timeout_s=240 * SLOW)
+    return launches.losses(run.folder)

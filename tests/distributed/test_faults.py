@@ -1,4 +1,4 @@
-"""What clusters do to a run, done to real ranks. launch/FAULTS.md is the table of it.
+"""What clusters do to a run, done to real ranks of `mri-ds train`. launch/FAULTS.md is the table of it.
 
 Every case goes on with the run that the case before it broke; at the end each step has been told once, with the losses of a run
 that nothing happened to.
@@ -10,13 +10,15 @@ import resource
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import faults
 import launches
 import psutil
 import pytest
-from faults import SLOW, STEPS, Run, send
+from faults import SLOW, STEPS, TO_THE_END, Run, send
 
 LAST = r"The same command goes on from the last checkpoint$"
 
@@ -25,10 +27,7 @@ pytestmark = pytest.mark.timeout(240 * SLOW)
 
 @pytest.fixture(scope="module")
 def undisturbed(shards, tmp_path_factory):
-    """{step: loss} of one rank that nothing happens to."""
-    run = Run(tmp_path_factory.mktemp("whole") / "run", shards, 1)
-    launches.run(run.command(), run.folder.parent / "log", timeout_s=240 * SLOW)
-    return launches.losses(run.folder)
+    return faults.undisturbed(shards, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +53,14 @@ def two(shards, tmp_path_factory):
     return Run(folder / "run", folder / "shards", 2)
 
 
-# ---------------------------------------------------------------- four ranks, started by `mri-ds train`
+# ---------------------------------------------------------------- four ranks
 
 
-def test_rank_is_killed(four):
-    with four.started(four.command()) as launch:
+def test_rank_is_killed_then_one_is_stopped(four):
+    with four.started(four.command(more=["--restarts", "1"])) as launch:
         launch.advance(4)
         send(launch.rank(2), "SIGKILL")
-        launch.ends(1, rf"^error: rank 2 of 4 was killed by SIGKILL after step \d+\. {LAST}")
-
-
-def test_rank_is_stopped(four):
-    with four.started(four.command()) as launch:
+        launch.starts_again(rf"^error: rank 2 of 4 was killed by SIGKILL after step \d+\. {LAST}")
         launch.advance()
         send(launch.rank(0), "SIGSTOP")
         launch.ends(
@@ -73,24 +68,17 @@ def test_rank_is_stopped(four):
         )
 
 
-def test_rank_needs_more_memory_than_there_is(four):
-    """The kernel kills it, as on any cluster that limits the memory of a job."""
-    with memory_group() as group, four.started(four.command()) as launch:
-        launch.advance()
-        group.confine(launch.rank(1))
-        launch.ends(
-            1,
-            r"^error: rank 1 of 4 was killed by SIGKILL \(out of memory: its cgroup allows 0\.\d\d GiB\) after step \d+\.",
-        )
-
-
-def test_rank_is_killed_while_a_checkpoint_is_written(four):
-    with four.started(four.command()) as launch:
+def test_rank_is_killed_while_a_checkpoint_is_written_then_the_launcher_is_told_to_end(four):
+    with four.started(four.command(more=["--restarts", "1"])) as launch:
         launch.advance(1)
         before, victim = four.checkpoints(), launch.rank(3)
         launches.wait_for(lambda: four.checkpoints() - before, timeout_s=60 * SLOW, what="a checkpoint to begin")
         send(victim, "SIGKILL")
-        launch.ends(1, rf"^error: rank 3 of 4 was killed by SIGKILL after step \d+\. {LAST}")
+        launch.starts_again(rf"^error: rank 3 of 4 was killed by SIGKILL after step \d+\. {LAST}")
+        launch.advance()
+        send(launch.process, "SIGTERM")
+        launch.ends(143, r"^stopped by SIGTERM after step \d+: the same command goes on from there$")
+    assert (four.folder / "checkpoints/latest").read_text() == f"step{four.told():06d}"
 
 
 def test_disk_is_full(four, disk):
@@ -110,32 +98,26 @@ def test_disk_is_full(four, disk):
             subprocess.run(["mount", "-o", "remount,size=4g", disk], check=True)
 
 
-def test_launcher_is_told_to_end(four):
-    with four.started(four.command()) as launch:
+def test_rank_needs_more_memory_than_there_is_and_no_step_is_lost(four, undisturbed):
+    """The kernel kills it, as on any cluster that limits the memory of a job; `--restarts` mends it by itself."""
+    more = ["--restarts", "1", "--json"]
+    with memory_group() as group, four.started(four.command("mri-ds", TO_THE_END, more=more)) as launch:
         launch.advance()
-        send(launch.process, "SIGTERM")
-        launch.ends(143, r"^stopped by SIGTERM after step \d+: the same command goes on from there$")
-    assert (four.folder / "checkpoints/latest").read_text() == f"step{four.told():06d}"
-
-
-def test_four_ranks_lost_no_step(four, undisturbed):
-    """A last fault, which `--restarts` mends by itself."""
-    with four.started(four.command(more=["--restarts", "1", "--json"])) as launch:
-        launch.advance()
-        send(launch.rank(1), "SIGABRT")
-        text = launch.ends(0, rf"^error: rank 1 of 4 was killed by SIGABRT after step \d+\. {LAST}", within_s=200)
-    assert "restart 1 of 1, from the last checkpoint" in text
+        group.confine(launch.rank(1))
+        killed = r"was killed by SIGKILL \(out of memory: its cgroup allows 0\.\d\d GiB\)"
+        launch.starts_again(rf"^error: rank 1 of 4 {killed} after step \d+\. {LAST}")
+        text = launch.ends(0, r"^restart 1 of 1", within_s=200)
     assert json.loads(text.splitlines()[-1])["steps"] == STEPS
-    check_complete(four, undisturbed)
+    four.check_complete(undisturbed)
 
 
-# ---------------------------------------------------------------- two ranks, started by `mri-ds train`
+# ---------------------------------------------------------------- two ranks
 
 
 def test_rank_dies_before_the_ranks_have_met(two):
     with two.started(two.command()) as launch:
-        send(launch.rank(1), "SIGKILL")
-        launch.ends(1, rf"^error: rank 1 of 2 was killed by SIGKILL before the first step\. {LAST}")
+        send(launch.rank(1), "SIGABRT")
+        launch.ends(1, rf"^error: rank 1 of 2 was killed by SIGABRT before the first step\. {LAST}")
 
 
 def test_port_is_taken(two):
@@ -184,88 +166,73 @@ def test_data_vanish_while_the_ranks_start(two):
     away.rename(two.shards)
 
 
-def test_rank_may_not_allocate(two):
-    """A limit of the address space: no kill, but an exception in that rank alone."""
-    with two.started(two.command()) as launch:
+def test_no_memory_then_no_data_worker_then_one_that_hangs(two):
+    """A limit of the address space: no kill, but an exception in that rank alone. A worker that is killed, one that is stopped:
+    all hearts beat, nothing moves, and training.timeout_s ends it.
+    """
+    sets = ["data.num_workers=1", f"training.timeout_s={25 * SLOW}"]
+    with two.started(two.command("mri-ds", *sets, more=["--restarts", "2"])) as launch:
         launch.advance()
         victim = launch.rank(1)
         resource.prlimit(victim.pid, resource.RLIMIT_AS, (victim.memory_info().vms,) * 2)
-        launch.ends(
-            1, rf"^error: rank 1 of 2 failed after step \d+: .*(memory|allocat).*; see {two.folder}/faults/rank1\.txt\. {LAST}"
-        )
-    assert "Traceback" in (two.folder / "faults/rank1.txt").read_text()
-
-
-def test_data_worker_is_killed(two):
-    with two.started(two.command("mri-ds", "data.num_workers=1")) as launch:
+        where = f"see {two.folder}/faults/rank1\\.txt"
+        launch.starts_again(rf"^error: rank 1 of 2 failed after step \d+: .*(memory|allocat).*; {where}\. {LAST}")
+        assert "Traceback" in (two.folder / "faults/rank1.txt").read_text()
         launch.advance(1)
         send(worker_of(launch.rank(1)), "SIGKILL")
-        launch.ends(1, rf"^error: rank 1 of 2 failed after step \d+: .*a process that loads data was killed, .*{LAST}")
-
-
-def test_data_worker_hangs(two):
-    """All hearts beat, and nothing moves: training.timeout_s ends it."""
-    with two.started(two.command("mri-ds", "data.num_workers=1", f"training.timeout_s={25 * SLOW}")) as launch:
+        how = "(a process that loads data was killed|DataLoader worker .* is killed by signal: Killed)"
+        launch.starts_again(rf"^error: rank 1 of 2 failed after step \d+: .*{how}.*{LAST}")
         launch.advance(1)
         send(worker_of(launch.rank(0)), "SIGSTOP")
-        launch.ends(
-            1,
-            rf"^error: rank 0 of 2 failed after step \d+: nothing moved for \d+ s \(.*timeout_s\): loader\.py line \d+, .*{LAST}",
-        )
+        stuck = r"nothing moved for \d+ s \(.*timeout_s\): loader\.py line \d+, "
+        launch.ends(1, rf"^error: rank 0 of 2 failed after step \d+: {stuck}.*{LAST}")
 
 
-# ---------------------------------------------------------------- two ranks under launchers that do not watch them
+def test_conversion_is_killed(two):
+    """In the middle of what it writes: the checkpoint stays as it was, and the same command then does it."""
+    out = two.folder.parent / "universal"
+    command = [str(Path(sys.executable).parent / "mri-ds"), "convert", str(two.folder), "--to", "universal", "--out", str(out)]
+    before = contents(two.folder / "checkpoints")
+    with two.started(command) as launch:
+        wait_for_a_file(out.with_name("universal.part"))
+        send(launch.process, "SIGKILL")
+        assert launch.process.wait() == -9
+    assert not out.exists() and any(out.with_name("universal.part").rglob("*.pt"))
+    assert contents(two.folder / "checkpoints") == before
+    launches.run(command, two.folder.parent / "log", timeout_s=120 * SLOW)
+    assert (out / "zero").is_dir() and not out.with_name("universal.part").exists()
 
 
-@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
-def test_rank_is_killed_under(launcher, two):
-    with two.started(two.command(launcher)) as launch:
-        launch.advance(1)
-        send(launch.rank(1), "SIGKILL")
-        launch.ends(None, r"error: rank 0 ended after step \d+: lost rank 1 ")
-
-
-def test_rank_is_stopped_under_deepspeed(two):
-    with two.started(two.command("deepspeed")) as launch:
-        launch.advance(1)
-        send(launch.rank(1), "SIGSTOP")
-        launch.ends(None, r"error: rank 0 ended after step \d+: lost rank 1 ")
-
-
-@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
-def test_launcher_is_told_to_end_under(launcher, two):
-    """`deepspeed` goes at once and leaves its ranks: they notice."""
-    with two.started(two.command(launcher)) as launch:
-        launch.advance(1)
-        send(launch.process, "SIGTERM")
-        launch.ends(None, r"^stopped by SIGTERM after step \d+: the same command goes on from there$")
-    assert (two.folder / "checkpoints/latest").read_text() == f"step{two.told():06d}"
-
-
-def test_launchers_own_child_is_killed_under_deepspeed(two):
-    """`deepspeed` then returns 0, which is why a run is judged by its results."""
-    with two.started(two.command("deepspeed")) as launch:
-        launch.advance(1)
-        child = next(p for p in two.processes() if "deepspeed.launcher.launch" in " ".join(p.cmdline()))
-        send(child, "SIGKILL")
-        launch.ends(0, r"^stopped by SIGTERM after step \d+: the same command goes on from there$")
-    assert not (two.folder / "model.safetensors").exists()
-
-
-def test_two_ranks_lost_no_step(two, undisturbed):
-    with two.started(two.command()) as launch:
+def test_change_of_ranks_is_killed_and_no_step_is_lost(two, undisturbed):
+    """One rank goes on with what two saved. It is killed while it converts that; the same command then does it, to the end."""
+    one = Run(two.folder, two.shards, 1)
+    command = one.command("mri-ds", TO_THE_END)
+    latest = two.folder / "checkpoints" / (two.folder / "checkpoints/latest").read_text()
+    before = contents(latest)
+    with one.started(command) as launch:
+        wait_for_a_file(latest.with_suffix(".universal"))
+        send(launch.process, "SIGKILL")
+        assert launch.process.wait() == -9
+    assert latest.with_suffix(".universal").exists() and contents(latest) == before
+    with one.started(command) as launch:
         launch.ends(0, "resuming from step", within_s=200)
-    check_complete(two, undisturbed)
+    assert not latest.with_suffix(".universal").exists()
+    one.check_complete(undisturbed)
 
 
 # ---------------------------------------------------------------- how it is done
 
 
-def check_complete(run: Run, undisturbed: dict[int, float]) -> None:
-    steps = [json.loads(line)["step"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, STEPS + 1))
-    assert list(launches.losses(run.folder).values()) == pytest.approx(list(undisturbed.values()), rel=1e-5)
-    assert (run.folder / "model.safetensors").is_file()
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def wait_for_a_file(folder: Path) -> None:
+    """Until something has been written into it. Polls fast: the whole of it is written within a second."""
+    end = time.monotonic() + 120 * SLOW
+    while not any(name.endswith(".pt") for _, _, names in os.walk(folder) for name in names):
+        assert time.monotonic() < end, f"waited for a file in {folder}"
+        time.sleep(0.002)
 
 
 def worker_of(rank: psutil.Process) -> psutil.Process:

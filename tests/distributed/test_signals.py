@@ -12,7 +12,19 @@ import launches
 import pytest
 
 STEPS = 24
-SETS = [f"training.steps={STEPS}", "training.log_every=1", "training.global_batch=4"]
+SETS = [
+    f"training.steps={STEPS}",
+    "training.log_every=1",
+    "training.global_batch=4",
+    "training.validate_every=0",
+    "training.image_every=1000",
+    "data.num_workers=0",
+    "data.patch=[16,16,16]",
+    "model.num_layers=1",
+    "model.embed_dim=16",
+    "model.expert_hidden=16",
+    "model.use_kan=false",
+]
 
 
 def command(shards, run, *more):
