@@ -166,18 +166,23 @@ def test_data_vanish_while_the_ranks_start(two):
     away.rename(two.shards)
 
 
-def test_no_memory_then_no_data_worker_then_one_that_hangs(two):
-    """A limit of the address space: no kill, but an exception in that rank alone. A worker that is killed, one that is stopped:
-    all hearts beat, nothing moves, and training.timeout_s ends it.
-    """
-    sets = ["data.num_workers=1", f"training.timeout_s={25 * SLOW}"]
-    with two.started(two.command("mri-ds", *sets, more=["--restarts", "2"])) as launch:
+def test_rank_may_not_allocate(shards, tmp_path):
+    """A limit of the address space: no kill, but an exception in that rank alone. A smaller network would do with what it has."""
+    run = Run(tmp_path / "run", shards, 2)
+    larger = ["model.num_layers=2", "model.embed_dim=32", "model.expert_hidden=32", "model.use_kan=true", "data.patch=auto"]
+    with run.started(run.command("mri-ds", *larger)) as launch:
         launch.advance()
         victim = launch.rank(1)
         resource.prlimit(victim.pid, resource.RLIMIT_AS, (victim.memory_info().vms,) * 2)
-        where = f"see {two.folder}/faults/rank1\\.txt"
-        launch.starts_again(rf"^error: rank 1 of 2 failed after step \d+: .*(memory|allocat).*; {where}\. {LAST}")
-        assert "Traceback" in (two.folder / "faults/rank1.txt").read_text()
+        where = f"see {run.folder}/faults/rank1\\.txt"
+        launch.ends(1, rf"^error: rank 1 of 2 failed after step \d+: .*(memory|allocat).*; {where}\. {LAST}")
+    assert "Traceback" in (run.folder / "faults/rank1.txt").read_text()
+
+
+def test_data_worker_is_killed_then_one_hangs(two):
+    """Where it hangs all hearts beat, and nothing moves: training.timeout_s ends it."""
+    sets = ["data.num_workers=1", f"training.timeout_s={25 * SLOW}"]
+    with two.started(two.command("mri-ds", *sets, more=["--restarts", "1"])) as launch:
         launch.advance(1)
         send(worker_of(launch.rank(1)), "SIGKILL")
         how = "(a process that loads data was killed|DataLoader worker .* is killed by signal: Killed)"

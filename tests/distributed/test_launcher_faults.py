@@ -55,3 +55,5 @@ def test_no_step_was_lost(two, shards, tmp_path):
     with one.started(one.command("mri-ds", TO_THE_END)) as launch:
         launch.ends(0, "resuming from step", within_s=200)
     one.check_complete(faults.undisturbed(shards, tmp_path))
+    with one.started(one.command("mri-ds", "training.lr=0.5")) as launch:  # what another configuration left is not gone on from
+        launch.ends(2, "^error: .*another configuration")
