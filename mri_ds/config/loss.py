@@ -50,6 +50,8 @@ class LossConfig(LossTerms):
     """Losses of all tasks; between tasks the weights are learned."""
 
     learn_task_weights: bool = True
+    router_z: Weight = 0.0  # weight of the routers' z-loss, usually 0.001; keeps their logits small
+    router_balance: Weight = 0.0  # and of Switch's balance loss, usually 0.01; training.balance_rate does without a gradient
     tasks: dict[str, TaskLossConfig] = {}
 
     @model_validator(mode="before")
