@@ -71,7 +71,9 @@ class BaseMRINet(nn.Module):
         )
         num_volume = len(volume_tasks)
         self.cross_task = (
-            CrossTaskAttention(model.embed_dim, model.num_heads, num_volume) if num_volume and model.use_cross_task else None
+            CrossTaskAttention(model.embed_dim, model.num_heads, num_volume, branches=model.task_branches)
+            if num_volume and model.use_cross_task
+            else None
         )
         self.volume_heads = (
             VolumeHeads(model.embed_dim, volume_tasks, regions, use_kan=model.use_kan, predict_variance=model.predict_variance)
