@@ -74,7 +74,8 @@ def check_losses(loss: LossConfig, tasks: Mapping[str, TaskConfig], model: Model
 
     Without `tasks` the shards' manifest is still to name them.
     """
-    for name, terms in {**loss.tasks, "": loss}.items():
+    everywhere: dict[str, LossTerms] = {**loss.tasks, "": loss}
+    for name, terms in everywhere.items():
         key = f"loss.tasks.{name}" if name else "loss"
         if terms.regression == "gaussian_nll" and not model.predict_variance:
             raise InputError(
@@ -82,16 +83,16 @@ def check_losses(loss: LossConfig, tasks: Mapping[str, TaskConfig], model: Model
             )
         if name and tasks and name not in tasks:
             raise InputError(f"{key}: no such task", where=where, fix=nearest(name, list(tasks)))
-    for name, terms in loss.tasks.items():
+    for name, own in loss.tasks.items():
         task = tasks.get(name)
         if task is None:
             continue
-        if (terms.ignore or terms.regions) and task.kind != "segmentation":
+        if (own.ignore or own.regions) and task.kind != "segmentation":
             raise InputError(f"loss.tasks.{name}: ignore and regions are of segmentations", where=where, fix="leave them out")
-        for region, classes in terms.regions.items():
+        for region, classes in own.regions.items():
             if not 0 < len(set(classes)) < len(task.classes):
                 what = f"loss.tasks.{name}.regions.{region} has {len(set(classes))} of {len(task.classes)} classes"
                 raise InputError(what, where=where, fix="name some of them, but not all")
-        for given in [*([terms.ignore] if terms.ignore else []), *(c for classes in terms.regions.values() for c in classes)]:
+        for given in [*([own.ignore] if own.ignore else []), *(c for classes in own.regions.values() for c in classes)]:
             if given not in task.classes:
                 raise InputError(f"loss.tasks.{name}: no class {given!r}", where=where, fix=nearest(given, task.classes))

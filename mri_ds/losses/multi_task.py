@@ -76,6 +76,8 @@ class MultiTaskLoss(nn.Module):
             if log_variances is None or name in self.gaussian:
                 total = total + task_loss
                 logs[f"weight/{name}"] = torch.ones_like(logs[name])
+                if log_variances is not None:
+                    total = total + 0 * log_variances[index]  # a gradient of 0 instead of none, also where all tasks are Gaussian
             else:
                 s = log_variances[index]
                 precision = 0.5 * torch.exp(-s) if kind == "regression" else torch.exp(-s)
