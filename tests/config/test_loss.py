@@ -5,7 +5,7 @@ import torch
 
 from mri_ds.config import dump_config, load_config, validate
 from mri_ds.errors import InputError
-from mri_ds.losses import SUBJECT_LOSS
+from mri_ds.losses import SUBJECT_LOSS, segmentation_loss
 from mri_ds.sample import coarser, log_variance
 from mri_ds.training.engine import build_objective
 
@@ -107,9 +107,7 @@ def test_ignored_voxels_and_their_class_teach_nothing():
     unsure = batch()["targets"]["tumour"] == 3
     logits = torch.randn(2, 4, 9, 12, 8)
     other = torch.where(unsure[:, None], torch.randn_like(logits), logits)
-    options = {**objective.loss.options["tumour"]}
-    from mri_ds.losses import segmentation_loss
-
+    options = objective.loss.options["tumour"]
     first, second = (segmentation_loss(z, batch()["targets"]["tumour"], **options) for z in (logits, other))
     assert torch.equal(first, second)
 
