@@ -66,12 +66,20 @@ class BaseMRINet(nn.Module):
             attention_dropout=model.attention_dropout,
         )
         self.decoder = Decoder(model.embed_dim, width) if voxel_priors else None
-        self.voxel_heads = VoxelHeads(width, 4 * width, voxel_priors) if voxel_priors else None
+        self.voxel_heads = (
+            VoxelHeads(width, 4 * width, voxel_priors, deep_supervision=model.deep_supervision) if voxel_priors else None
+        )
         num_volume = len(volume_tasks)
         self.cross_task = (
-            CrossTaskAttention(model.embed_dim, model.num_heads, num_volume) if num_volume and model.use_cross_task else None
+            CrossTaskAttention(model.embed_dim, model.num_heads, num_volume, branches=model.task_branches)
+            if num_volume and model.use_cross_task
+            else None
         )
-        self.volume_heads = VolumeHeads(model.embed_dim, volume_tasks, regions, use_kan=model.use_kan) if num_volume else None
+        self.volume_heads = (
+            VolumeHeads(model.embed_dim, volume_tasks, regions, use_kan=model.use_kan, predict_variance=model.predict_variance)
+            if num_volume
+            else None
+        )
         self.num_volume_tasks = num_volume
 
     def forward(self, image: torch.Tensor, spacing_mm: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
@@ -84,8 +92,7 @@ class BaseMRINet(nn.Module):
         out: dict[str, torch.Tensor] = {}
         if self.decoder is not None and self.voxel_heads is not None:
             logits = self.voxel_heads(*self.decoder(tokens, grid, fine, half, full))
-            d, h, w = image.shape[2:]
-            out = {task: x[:, :, :d, :h, :w] for task, x in logits.items()}
+            out = {task: _unpad(x, padded.shape[2:], image.shape[2:]) for task, x in logits.items()}
         if self.volume_heads is not None:
             if self.cross_task is not None:
                 task_tokens = self.cross_task(tokens)
@@ -112,6 +119,12 @@ def pad_to_multiple(image: torch.Tensor, multiple: tuple[int, ...]) -> torch.Ten
     if not any(missing):
         return image
     return F.pad(image, [p for m in reversed(missing) for p in (0, m)], mode="replicate")
+
+
+def _unpad(logits: torch.Tensor, padded: torch.Size, shape: torch.Size) -> torch.Tensor:
+    """Drops what was padded behind each axis; logits may be on a coarser grid, whose last voxels then stand half outside."""
+    d, h, w = (-(-size * n // p) for n, p, size in zip(shape, padded, logits.shape[2:], strict=True))
+    return logits[:, :, :d, :h, :w]
 
 
 def describe(scale: str) -> dict[str, Any]:

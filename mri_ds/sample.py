@@ -53,3 +53,13 @@ class Batch(TypedDict):
     targets: dict[str, torch.Tensor]  # segmentation (B, D, H, W) int64; classification (B,) int64; regression (B,) float32
     mask: dict[str, torch.Tensor]  # (B,) float32, see above
     subject_id: NotRequired[list[str]]
+
+
+def coarser(task: str) -> str:
+    """Key, among a net's predictions, of the half-resolution logits that a segmentation task has beside its own in training."""
+    return f"{task}/coarser"
+
+
+def log_variance(task: str) -> str:
+    """Key, among a net's predictions, of how unsure it is of a regression task: (B,), of the error in units of the task's std."""
+    return f"{task}/log_variance"

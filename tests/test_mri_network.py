@@ -51,6 +51,20 @@ def test_outputs_start_at_the_priors():
     assert out["lesion"].softmax(1)[:, 0].mean() > 0.6
 
 
+def test_cross_task_attention_off_leaves_the_rest_bit_for_bit_and_new_branches_change_nothing():
+    torch.manual_seed(0)
+    settings = load_config(scale="tiny").model
+    on = BaseMRINet(settings.model_copy(update={"task_branches": True}), TASKS).eval()
+    image, weights = torch.randn(1, 1, 16, 16, 16), on.state_dict()
+    found = on(image)
+    for left_out, same in [(".branches.", list(TASKS)), ("cross_task.", ["tissue"])]:
+        update = {"use_cross_task": left_out != "cross_task."}
+        net = BaseMRINet(settings.model_copy(update=update), TASKS).eval()
+        net.load_state_dict({name: w for name, w in weights.items() if left_out not in name}, strict=True)
+        out = net(image)
+        assert [task for task in TASKS if torch.equal(out[task], found[task])] == same
+
+
 def test_no_gradient_of_a_volume_task_bends_the_segmentation_head():
     torch.manual_seed(0)
     net = create_sota_net(TASKS, scale="tiny")

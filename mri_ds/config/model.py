@@ -31,6 +31,9 @@ class ModelConfig(Strict):
     use_moe: bool = True
     use_kan: bool = True
     use_cross_task: bool = True
+    task_branches: bool = False  # after cross-task attention, one network for each task of the whole volume
+    deep_supervision: bool = False  # in training, half-resolution logits are judged as well, see loss.deep_supervision
+    predict_variance: bool = False  # regression heads also tell how unsure they are, see loss.regression
 
 
 # params (total)      tiny: tests     32 M     85 M    200 M    500 M

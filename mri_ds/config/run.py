@@ -8,11 +8,12 @@ import yaml
 
 from mri_ds.config.curriculum import CurriculumConfig
 from mri_ds.config.data import DataConfig
+from mri_ds.config.loss import LossConfig, check_losses
 from mri_ds.config.model import SCALES, ModelConfig
 from mri_ds.config.override import apply_override
 from mri_ds.config.strict import Strict
 from mri_ds.config.task import TaskConfig
-from mri_ds.config.training import LossConfig, TrainingConfig
+from mri_ds.config.training import TrainingConfig
 from mri_ds.config.validation import read_section
 from mri_ds.errors import InputError
 
@@ -59,7 +60,9 @@ def validate(raw: Mapping[str, Any], *, where: str = "config") -> RunConfig:
         for key in (section, *value) if isinstance(value, Mapping) and section != "tasks" else (section,):
             if key in SPEED_KEYS:
                 raise InputError(f"{key!r} is a knob of speed", where=where, fix="set it in the DeepSpeed JSON, or with --ds")
-    return read_section(RunConfig, raw, where=where)
+    config = read_section(RunConfig, raw, where=where)
+    check_losses(config.loss, config.tasks, config.model, where=where)
+    return config
 
 
 def validate_data(raw: Mapping[str, Any], *, where: str = "data") -> DataConfig:

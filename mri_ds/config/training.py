@@ -1,20 +1,8 @@
-"""What is optimised and how: terms of the losses, optimiser, schedule, intervals."""
+"""How the weights are optimised: optimiser, schedule, intervals."""
 
 from pydantic import Field
 
 from mri_ds.config.strict import Strict
-
-
-class LossConfig(Strict):
-    """Weights of the terms inside one task; between tasks the weights are learned."""
-
-    dice: float = Field(default=1.0, ge=0)
-    cross_entropy: float = Field(default=1.0, ge=0)
-    boundary: float = Field(default=0.0, ge=0)
-    class_balance: float = Field(default=0.5, ge=0, le=1)  # cross-entropy weight of a class: its voxel share to minus this power
-    focal_gamma: float = Field(default=0.0, ge=0)  # 0 is plain cross-entropy
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    learn_task_weights: bool = True
 
 
 class TrainingConfig(Strict):

@@ -15,6 +15,7 @@ from torch import nn
 from mri_ds.config import SHARE_FLOOR
 from mri_ds.heads.parallel import ParallelKANHead
 from mri_ds.heads.voxel import log_prior
+from mri_ds.sample import log_variance
 
 USUAL_STD = 0.5  # of a log share, where no training data have told
 LEAST_STD = 0.05  # or the background, which hardly varies, would be all noise
@@ -49,14 +50,16 @@ class VolumeHeads(nn.Module):
         *,
         token_features: int = 8,
         use_kan: bool = True,
+        predict_variance: bool = False,
     ) -> None:
         super().__init__()
         self.tasks = dict(tasks)
+        self.predict_variance = predict_variance  # of regression tasks, see sample.log_variance
         self.region_statistics = dict(regions)
         num_regions = sum(len(region.mean) for region in regions.values())
         self.token = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, token_features), nn.Tanh())
         self.regions = nn.Linear(num_regions, num_regions) if num_regions else None
-        outputs = {name: max(1, len(task.prior)) for name, task in tasks.items()}
+        outputs = {name: len(task.prior) or 1 + predict_variance for name, task in tasks.items()}
         self.heads = ParallelKANHead(token_features + 2 * num_regions, outputs, use_kan=use_kan)
 
     def forward(self, task_tokens: torch.Tensor, logits: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -67,7 +70,10 @@ class VolumeHeads(nn.Module):
             regions = torch.cat([regions, self.regions(regions)], dim=1)  # (B, 2R)
             features = torch.cat([features, regions[:, None].expand(-1, features.shape[1], -1)], dim=-1)
         raw = self.heads({name: features[:, i] for i, name in enumerate(self.tasks)})
-        return {name: _finish(raw[name].float(), task) for name, task in self.tasks.items()}
+        out = {name: _finish(raw[name].float(), task) for name, task in self.tasks.items()}
+        if self.predict_variance:
+            out |= {log_variance(name): raw[name][:, 1].float() for name, task in self.tasks.items() if not task.prior}
+        return out
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Segmentation heads: one logit per class and voxel, read at two resolutions.
 
 Axes: B batch, c decoder width, K classes.
-In: features (B, c, D, H, W) and (B, 4c, D/2, H/2, W/2).  Out: {task: logits (B, K, D, H, W)}.
+In: features (B, c, D, H, W) and (B, 4c, D/2, H/2, W/2).  Out: {task: logits (B, K, D, H, W)}, and half-resolution logits beside
+them where the network is supervised deeply.
 """
 
 import math
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from mri_ds.sample import coarser
 
 # Logits are this many times the convolution, whose weights start as much smaller. Adam moves every weight by about the learning
 # rate a step, and eight narrow features need weights far from where they start. Seen in single runs of 60 steps on crops of
@@ -28,8 +31,16 @@ class VoxelHeads(nn.Module):
     of the network, so KANs stay with the volume heads.
     """
 
-    def __init__(self, in_channels: int, half_channels: int, class_priors: Mapping[str, Sequence[float]]) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        half_channels: int,
+        class_priors: Mapping[str, Sequence[float]],
+        *,
+        deep_supervision: bool = False,
+    ) -> None:
         super().__init__()
+        self.deep_supervision = deep_supervision  # in training, hand over the half-resolution logits as well
         self.tasks = list(class_priors)
         # lists, because a task may bear a name that nn.Module keeps for itself, as `type`
         self.full = nn.ModuleList(_full_head(in_channels, prior) for prior in class_priors.values())
@@ -40,6 +51,8 @@ class VoxelHeads(nn.Module):
         for task, full, at_half in zip(self.tasks, self.full, self.at_half, strict=True):
             logits, coarse = full(features), at_half(half_features)
             out[task] = logits + F.interpolate(coarse, size=logits.shape[2:], mode="trilinear", align_corners=False)
+            if self.deep_supervision and self.training:
+                out[coarser(task)] = coarse
         return out
 
 

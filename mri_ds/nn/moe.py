@@ -32,7 +32,7 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         rows = tokens.reshape(-1, tokens.shape[-1])
-        weights, chosen = self.gate(rows, top_k=self.top_k)  # (B*N, K) both
+        weights, chosen, _ = self.gate(rows, top_k=self.top_k)  # (B*N, K) both
         order = chosen.reshape(-1).argsort(stable=True)  # routed rows, expert by expert
         counts = torch.bincount(chosen.reshape(-1), minlength=self.gate.out_features)
         out = self.experts(rows[order // self.top_k], counts)
@@ -45,7 +45,7 @@ class MixtureOfExperts(nn.Module):
 
 
 class Gate(nn.Linear):
-    """Router: (T, D) -> weights (T, K) float32 that sum to one, and expert indices (T, K) int64.
+    """Router: (T, D) -> weights (T, K) float32 that sum to one, expert indices (T, K) int64, and logits (T, E).
 
     `e_score_correction_bias` (E,) is added to the scores for *choosing* experts only, never to the weights: training moves it
     towards even load (training/expert_parallel.py).
@@ -57,11 +57,14 @@ class Gate(nn.Linear):
         super().__init__(dim, num_experts, bias=False)
         self.register_buffer("e_score_correction_bias", torch.zeros(num_experts))
 
-    def forward(self, rows: torch.Tensor, *, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
-        scores = super().forward(rows).float().softmax(dim=-1)
+    def forward(  # type: ignore[override]
+        self, rows: torch.Tensor, *, top_k: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits = super().forward(rows)
+        scores = logits.float().softmax(dim=-1)
         chosen = (scores + self.e_score_correction_bias).topk(top_k, dim=-1, sorted=False).indices
         weights = scores.gather(1, chosen)
-        return weights / (weights.sum(dim=-1, keepdim=True) + 1e-20), chosen
+        return weights / (weights.sum(dim=-1, keepdim=True) + 1e-20), chosen, logits
 
 
 class Experts(nn.Module):

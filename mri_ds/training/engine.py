@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from mri_ds.config import RunConfig, TaskConfig
-from mri_ds.losses import MultiTaskLoss, balanced_weights
+from mri_ds.config import RunConfig
+from mri_ds.losses import MultiTaskLoss
 from mri_ds.mri_network import BaseMRINet
 from mri_ds.objectives.supervised import SupervisedObjective
+from mri_ds.objectives.task_loss import loss_of
 from mri_ds.training import ds_config as ds
 from mri_ds.training.expert_parallel import install_expert_product, spread_experts
 from mri_ds.training.without_zero import correct_without_zero
@@ -23,9 +24,9 @@ VOLUME_HEAD_LR = 2.0  # times the learning rate of the rest
 
 def build_objective(config: RunConfig) -> SupervisedObjective:
     """The network of `config` and its losses, on one device, weights drawn from the global generator."""
-    terms = config.loss.model_dump(exclude={"class_balance"})
-    tasks = {name: _loss_facts(task, config.loss.class_balance) for name, task in config.tasks.items()}
-    return SupervisedObjective(BaseMRINet(config.model, config.tasks), MultiTaskLoss(tasks, **terms))
+    tasks = {name: loss_of(task, config.loss.of(name)) for name, task in config.tasks.items()}
+    loss = MultiTaskLoss(tasks, learn_task_weights=config.loss.learn_task_weights)
+    return SupervisedObjective(BaseMRINet(config.model, config.tasks), loss)
 
 
 def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
@@ -81,13 +82,6 @@ def _gather_in_one(engine: Any) -> None:
             group[0].all_gather_coalesced(group).wait()
 
     resident[0].all_gather = all_gather  # the optimiser calls that of the first, with all of them
-
-
-def _loss_facts(task: TaskConfig, class_balance: float) -> dict[str, Any]:
-    facts: dict[str, Any] = {"kind": task.kind, "std": task.std}
-    if task.kind == "segmentation" and task.class_prior:
-        facts["class_weights"] = balanced_weights(task.class_prior, class_balance)
-    return facts
 
 
 def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ from mri_ds.training.expert_load import ExpertLoad
 from mri_ds.training.nonfinite import StepGuard
 from mri_ds.training.profile import Profile, parse_steps
 from mri_ds.training.replay import write_dump
+from mri_ds.training.router_penalty import RouterPenalty
 from mri_ds.training.spikes import SpikeWatch
 from mri_ds.training.watch import Watch
 from mri_ds.training.window import Window
@@ -139,6 +140,7 @@ def _train(
     torch.manual_seed(training.seed)  # every rank draws the same weights; DeepSpeed then shards them
     engine = build_engine(build_objective(config), resolved)
     load = ExpertLoad(engine.module, list(config.tasks))
+    RouterPenalty(engine.module, z=config.loss.router_z, balance=config.loss.router_balance)
     dataset = ShardDataset(data, "train")
     order = make_order(dataset, config.data, seed=training.seed, global_batch=training.global_batch)
     course = Course(config, dataset, order, micro_batch=resolved["train_micro_batch_size_per_gpu"])

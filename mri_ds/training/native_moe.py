@@ -119,7 +119,7 @@ class _Places:
 
     def __call__(self, rows: torch.Tensor, *_: Any) -> tuple[Any, ...]:
         gate = self.gate
-        weights, chosen = gate.wg(rows, top_k=gate.k)  # (S, K) both
+        weights, chosen, _ = gate.wg(rows, top_k=gate.k)  # (S, K) both
         num_experts = gate.wg.out_features
         shares = weights.new_zeros(rows.shape[0], num_experts).scatter(1, chosen, weights.detach())  # (S, E)
         is_chosen = torch.zeros_like(shares, dtype=torch.bool).scatter_(1, chosen, True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mri_ds.nn.cross_task import CrossTaskAttention, ReadImage
+from mri_ds.nn.cross_task import CrossTaskAttention, ReadImage, TaskBranches
 
 
 def test_reading_equals_torch_multihead_attention():
@@ -60,6 +60,28 @@ def test_every_weight_learns():
     module(torch.randn(2, 10, 16)).square().sum().backward()
     dead = [name for name, parameter in module.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     assert not dead
+
+
+def test_branches_start_as_the_identity_and_then_are_a_network_per_task():
+    torch.manual_seed(0)
+    branches, tasks = TaskBranches(16, 3), torch.randn(2, 3, 16)
+    assert torch.equal(branches(tasks), tasks)
+    with torch.no_grad():
+        branches.outer.normal_()
+    for t in range(3):  # each by itself, as two linear layers
+        first, second = nn.Linear(16, 32, bias=False), nn.Linear(32, 16, bias=False)
+        first.weight.data, second.weight.data = branches.inner[t].T, branches.outer[t].T
+        expected = tasks[:, t] + second(nn.functional.gelu(first(branches.norm(tasks[:, t]))))
+        torch.testing.assert_close(branches(tasks)[:, t], expected)
+
+
+def test_branches_of_one_task_learn_from_that_task_alone():
+    torch.manual_seed(0)
+    module = CrossTaskAttention(16, 2, num_tasks=2, branches=True)
+    nn.init.normal_(module.branches.outer)
+    module(torch.randn(2, 10, 16))[:, 0].square().sum().backward()
+    for weight in (module.branches.inner, module.branches.outer):
+        assert weight.grad[0].any() and not weight.grad[1].any()
 
 
 def test_bf16_stays_near_float32():

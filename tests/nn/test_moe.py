@@ -37,7 +37,7 @@ def test_selection_bias_chooses_but_does_not_weigh():
     torch.manual_seed(0)
     moe = MixtureOfExperts(8, num_experts=4, expert_hidden=4, top_k=1)
     moe.gate.e_score_correction_bias[2] = 10.0
-    weights, chosen = moe.gate(torch.randn(6, 8), top_k=1)
+    weights, chosen, _ = moe.gate(torch.randn(6, 8), top_k=1)
     assert (chosen == 2).all()
     torch.testing.assert_close(weights, torch.ones(6, 1))
 

@@ -8,7 +8,7 @@ from mri_ds.losses import SUBJECT_LOSS, MultiTaskLoss
 from mri_ds.objectives import OBJECTIVES
 from mri_ds.objectives.supervised import SupervisedObjective
 
-TASKS = {"tissue": {"kind": "segmentation"}, "age": {"kind": "regression", "std": 10.0}}
+TASKS = {"tissue": {"kind": "segmentation"}, "age": {"kind": "regression", "options": {"std": 10.0}}}
 
 
 class TwoTaskNet(nn.Module):

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
 from mri_ds.nn.moe import MixtureOfExperts
 from mri_ds.training.engine import build_objective
 from mri_ds.training.expert_load import PATIENCE, ExpertLoad
 from mri_ds.training.parity import case as cases
+from mri_ds.training.router_penalty import RouterPenalty
 
 TOKENS = (cases.SIDE // 4) ** 3  # of one subject
 TASKS = ["ball", "size", "radius"]
@@ -82,6 +84,44 @@ def test_every_step_balances(objective):
         told.append(load.scalars()["layer0"])
     assert told[0] == 2.0  # all tokens at two of four experts
     assert told[-1] < 1.3
+
+
+class Autoencoder(nn.Module):
+    """One mixture that learns to give its tokens back: routing as it comes, with nothing else that could even it out."""
+
+    def __init__(self):
+        super().__init__()
+        self.moe = MixtureOfExperts(16, num_experts=8, expert_hidden=16, top_k=2)
+
+    def forward(self, batch):
+        tokens = batch["image"]
+        return {"loss": (self.moe(tokens) - tokens).square().mean()}
+
+
+def load_after_200_steps(*, rate: float, balance: float) -> float:
+    """Busiest expert over the mean in the last ten steps, on tokens most of whose length is the same in all of them."""
+    torch.manual_seed(0)
+    objective = Autoencoder()
+    load = ExpertLoad(objective, ["any"])
+    RouterPenalty(objective, z=0.0, balance=balance)
+    common = 3 * torch.randn(16)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=2e-3)
+    told = {}
+    for step in range(200):
+        tokens = common + torch.randn(4, 128, 16)
+        objective({"image": tokens, "mask": {"any": torch.ones(4)}})["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        load.balance(rate=rate)
+        if step in (189, 199):
+            told = load.scalars()
+    return told["layer0"]
+
+
+def test_a_skewed_set_is_spread_over_the_experts_by_either_way_of_balancing_and_by_none_is_not():
+    off, bias, switch = (load_after_200_steps(rate=r, balance=b) for r, b in [(0.0, 0.0), (0.1, 0.0), (0.0, 0.1)])
+    assert off > 3, f"skewed, {off:.2f} of at most 4"
+    assert bias <= 1.5 and switch <= 1.5, (bias, switch)
 
 
 def test_load_of_a_task_is_that_of_its_subjects(objective):

@@ -208,7 +208,7 @@ class _EvenExperts(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         rows = tokens.reshape(-1, tokens.shape[-1])
-        weights, chosen = self.gate(rows, top_k=self.top_k)
+        weights, chosen, _ = self.gate(rows, top_k=self.top_k)
         order = chosen.reshape(-1).argsort(stable=True)
         gate, up = self.experts.gate_up_proj.chunk(2, dim=1)
         routed = rows[order // self.top_k]
