@@ -5,17 +5,17 @@
 #       --ds_config ds_configs/xl.json --data shards --run runs/xl
 #
 # Before `--`: any option of sbatch, and
-#   --ranks-per-node N           default: --gpus-per-node, or 1 on nodes without GPUs
+#   --ranks-per-node N           default: one a GPU (--gpus-per-node or --gres gpu:N), or 1 on nodes without GPUs
 #   --container-image IMAGE      for pyxis; with --container-mounts SRC:DST,...
 #   --container-prefix COMMAND   for any other runtime: "apptainer exec --nv image.sif", "ch-run image --"
-#   --dry-run                    check, show the command and submit nothing
+#   --dry-run                    check, show the commands (sbatch's, and the srun that its job would start) and submit nothing
 # After it: the options of `mri-ds train`, with paths as seen from the checkout. --run is needed; the log goes there.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 fail() { printf 'error: submit.sh: %s\n' "$*" >&2; exit 2; }
 
-nodes=1 gpus="" ranks="" dry_run="" has_output="" slurm=()
+nodes=1 gpus="" cpus="" ranks="" dry_run="" has_output="" slurm=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
     option=$1 value=""
     shift
@@ -34,7 +34,12 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
         --container-mounts) export CONTAINER_MOUNTS=$value ;;
         --container-prefix) export CONTAINER_PREFIX=$value ;;
         -N | --nodes) nodes=$value ;;
-        --gpus-per-node) gpus=$value slurm+=("--gpus-per-node=$value") ;;
+        --gpus-per-node) gpus=$value slurm+=("$option=$value") ;;
+        --gres)
+            [[ ,$value, != *,gpu* ]] || { gpus=,$value gpus=${gpus#*,gpu} gpus=${gpus%%,*}; }
+            slurm+=("$option=$value")
+            ;;
+        -c | --cpus-per-task) cpus=$value slurm+=("--cpus-per-task=$value") ;;
         -o | --output) has_output=yes slurm+=("--output=$value") ;;
         --*) slurm+=("$option${value:+=$value}") ;;
         *) slurm+=("$option" ${value:+"$value"}) ;;
@@ -42,8 +47,9 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
 done
 [ $# -gt 0 ] || fail 'no `--`: options of Slurm stand before it, those of training after it (--help shows an example)'
 shift
-ranks=${ranks:-${gpus##*:}} # --gpus-per-node=h200:8
-ranks=${ranks:-1}
+gpus=${gpus##*:} # h200:8
+[[ $gpus =~ ^[0-9]+$ ]] || gpus=1
+ranks=${ranks:-$gpus}
 [[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes ${nodes:-''} is no number of nodes"
 [[ $ranks =~ ^[1-9][0-9]*$ ]] || fail "--ranks-per-node $ranks is no number of ranks"
 
@@ -67,6 +73,7 @@ command+=(${slurm[@]+"${slurm[@]}"} launch/slurm/train.sbatch "$@")
 if [ -n "$dry_run" ]; then
     printf '%q ' "${command[@]}"
     echo
+    env -u SLURM_JOB_ID PYTHON="$python" SLURM_CPUS_PER_TASK="$cpus" bash launch/slurm/train.sbatch "$@"
     exit 0
 fi
 command -v sbatch >/dev/null || fail "sbatch is not here: run this on a login node of the cluster"

@@ -1,40 +1,51 @@
-"""A real Slurm on four machines: a job that its time limit stops is queued again and ends as if nothing had been.
-
-The uninterrupted run is started by `srun --mpi=pmi2` instead of the batch script, which proves that way of starting too.
+"""A real Slurm on four machines: a job that its time limit stops is queued again and ends as if nothing had been; so does one
+that is cancelled and started again. The curve that all are compared with is that of one rank which nothing happened to.
 """
 
-import math
-import os
+import functools
+import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import launches
+import psutil
 import pytest
-from cluster import nodes, start_slurm, why_not
+from cluster import nodes, why_not
+from cluster.slurm import Slurm
+from faults import SLOW
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-NODES, STEPS = 4, 150
-SETS = [f"training.steps={STEPS}", "training.log_every=1", "training.global_batch=4", "training.checkpoint_every=40"]
-SETS += ["data.num_workers=0"]
-SUBMIT = "launch/slurm/submit.sh"
+NODES, STEPS = 4, 40
+SETS = [f"training.steps={STEPS}", "training.log_every=1", "training.global_batch=4", "training.checkpoint_every=1000"]
+SETS += ["training.image_every=1000", "training.validate_every=0", "data.num_workers=0", "data.patch=[16,16,16]"]
+SETS += ["model.num_layers=1", "model.embed_dim=24", "model.num_heads=2", "model.expert_hidden=16", "model.stem_channels=4"]
+SETS += ["model.drop_path=0", "training.lr=0.0002"]  # any number of ranks gives the same
+HERE = launches.ROOT
+SUBMIT, SCRIPT = "launch/slurm/submit.sh", "launch/slurm/train.sbatch"
 REASON = why_not("munged", "slurmctld", "slurmd", "srun", "sbatch")
-REASON = REASON or (
-    "" if "MRI_DS_TEST_SLURM" in os.environ else "set MRI_DS_TEST_SLURM=1: two time limits of a minute each, ten minutes in all"
-)
 needs_slurm = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def slurm(tmp_path_factory):
     with nodes(tmp_path_factory.mktemp("machines") / "cluster", NODES) as cluster:
-        start_slurm(cluster)
-        yield cluster
+        yield Slurm(cluster, PYTHON=sys.executable)
 
 
-def environ(cluster) -> dict[str, str]:
-    return {"SLURM_CONF": str(cluster.folder / "slurm/slurm.conf"), "PYTHON": sys.executable}
+@pytest.fixture(scope="module")
+def uninterrupted(shards, tmp_path_factory):
+    """The losses of one rank that no Slurm has started; run when they are first asked for, which may be while a job waits."""
+    folder = tmp_path_factory.mktemp("one")
+
+    @functools.cache
+    def losses() -> dict[int, float]:
+        one = [sys.executable, "launch/train.py", *options(shards, folder / "run"), "--ranks", "1"]
+        launches.run(one, folder / "log", timeout_s=300 * SLOW)
+        return launches.losses(folder / "run")
+
+    return losses
 
 
 def options(shards: Path, run: Path) -> list[str]:
@@ -43,77 +54,162 @@ def options(shards: Path, run: Path) -> list[str]:
 
 
 @needs_slurm
-@pytest.mark.timeout(1800)
-def test_a_job_that_exceeds_its_time_limit_requeues_itself_and_ends_the_same(cluster, shards, tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    text, first_step_s = run_on_nodes(cluster, whole, options(shards, whole))
-    assert "4 ranks on node1, node2, node3, node4 (gloo)" in text
-
-    # Slurm sends the signal 5 to 35 s before the limit, which it knows in minutes: one that start-up fits into
-    minutes = math.ceil((1.3 * first_step_s + 35) / 60)
-    limit = ["--time", str(minutes), "--signal", "USR1@5", "--partition", "cpu"]
-    limit += ["--container-prefix", "unshare --mount --ipc"]  # namespaces of its own, as container runtimes make them
-    submit = ["bash", SUBMIT, "--nodes", str(NODES), *limit, "--", *options(shards, broken)]
-    told = cluster.ask("head", *submit, timeout_s=300, **environ(cluster))
+@pytest.mark.timeout(900 * SLOW)
+def test_a_job_that_exceeds_its_time_limit_requeues_itself_and_ends_the_same(slurm, uninterrupted, shards, tmp_path):
+    run = tmp_path / "run"
+    container = ["--container-prefix", "unshare --mount --ipc"]  # namespaces of its own, as container runtimes make them
+    told = slurm.ask("bash", SUBMIT, "--nodes", str(NODES), "--time", "50", *container, "--", *options(shards, run))
     job = re.match(r"job (\d+): 4 ranks on 4 nodes", told)[1]
-    log = broken / f"slurm-{job}.log"
+    log = run / f"slurm-{job}.log"
     assert f"tail -F {log}" in told
-    state: dict[str, str] = {}
+    wait_for_step(slurm, job, run, 3)
+    exceed_the_limit(slurm, job, meanwhile=uninterrupted)
+    slurm.wait_for(job, lambda state: state["Restarts"] == "1", timeout_s=120 * SLOW)
+    slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=50")  # once is enough
+    stopped_at = int((run / "checkpoints/latest").read_text().removeprefix("step"))
+    assert 3 <= stopped_at < STEPS
+    state, text = slurm.wait_for_end(job, timeout_s=240 * SLOW), log.read_text()
+    assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("COMPLETED", "0:0", "1"), text
+    said = (
+        f"train.sbatch: start 0 of job {job} on node[1-4], last checkpoint: none",
+        "4 ranks on node1, node2, node3, node4 (gloo)",
+        f"stopped by SIGUSR1 after step {stopped_at}: the same command goes on from there",
+        f"train.sbatch: time is nearly up after step{stopped_at:06d}: queued again",
+        f"train.sbatch: start 1 of job {job} on node[1-4], last checkpoint: step{stopped_at:06d}",
+        f"resuming from step {stopped_at} of {STEPS}",
+    )
+    assert [text.count(line) for line in said] == [1, 2, 1, 1, 1, 1], text
+    assert (run / "model.safetensors").is_file() and not (run / "requeue").exists()
+    assert_same(run, uninterrupted())
 
-    def is_over() -> bool:
-        state.update(re.findall(r"(\w+)=(\S*)", cluster.ask("head", "scontrol", "show", "job", job, **environ(cluster))))
-        if state["Restarts"] == "1" and state["TimeLimit"] != "00:50:00":  # once is enough, also on a slow machine
-            cluster.ask("head", "scontrol", "update", f"JobId={job}", "TimeLimit=50", **environ(cluster))
-        time.sleep(1)
-        return state["JobState"] in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")
 
-    launches.wait_for(is_over, timeout_s=900, what=f"job {job}")
+@needs_slurm
+@pytest.mark.timeout(900 * SLOW)
+def test_a_cancelled_job_saves_its_step_and_the_same_command_goes_on(slurm, uninterrupted, shards, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    script = ["--nodes", "2", "--output", log, SCRIPT, *options(shards, run)]
+    job = slurm.ask("sbatch", "--parsable", *script).strip()
+    wait_for_step(slurm, job, run, 3)
+    slurm.ask("scancel", job)
+    state = slurm.wait_for_end(job, timeout_s=120 * SLOW)
+    assert state["JobState"] == "CANCELLED" and state["Restarts"] == "0", log.read_text()
+    assert [process for process in psutil.process_iter() if str(run) in " ".join(command_of(process))] == []
+    step = int((run / "checkpoints/latest").read_text().removeprefix("step"))
     text = log.read_text()
-    assert state["JobState"] == "COMPLETED" and state["ExitCode"] == "0:0", text
-    restarts = int(state["Restarts"])
-    assert restarts >= 1, f"{STEPS} steps fitted into {minutes} min"
-    assert text.count("stopped by SIGUSR1 after step") >= 1 and text.count("queued again") == restarts, text
-    assert "resuming from step" in text and text.count("4 ranks on node1, node2, node3, node4") == restarts + 1
-    assert (broken / "model.safetensors").is_file() and not (broken / "requeue").exists()
-    expected, got = launches.losses(whole), launches.losses(broken)
-    assert list(got) == list(range(1, STEPS + 1))  # no step lost, none twice
-    assert list(got.values()) == pytest.approx(list(expected.values()), rel=1e-5)
+    assert text.count(f"stopped by SIGTERM after step {step}: the same command goes on from there") == 1, text
+    assert text.count(f"last checkpoint: step{step:06d}; the same command goes on from there") == 1, text
+    assert not (run / "requeue").exists() and not (run / "model.safetensors").exists()
+    sent = min(Slurm.times(slurm.folder / "slurmd.node1.log", f"Sent signal 15 to StepId={job}.0"))
+    ended = [event for event in EventAccumulator(str(run)).Reload().Scalars("loss") if event.wall_time > sent]
+    assert step < STEPS and len(ended) <= 1, (sent, ended)  # the step that was running, of which rank 0 tells
+
+    # any way to start goes on with the same run: without a batch script, and with MPI's variables beside Slurm's
+    again = ["srun", "--mpi=pmi2", "--nodes", "2", "--ntasks-per-node", "1", "--time", "50", sys.executable, "launch/train.py"]
+    told = launches.run(slurm.on_head(*again, *options(shards, run)), tmp_path / "again.log", timeout_s=300 * SLOW)
+    assert "2 ranks on node1, node2 (gloo)" in told and f"resuming from step {step} of {STEPS}" in told
+    assert_same(run, uninterrupted())
 
 
-def run_on_nodes(cluster, run: Path, arguments: list[str]) -> tuple[str, float]:
-    """Trains under plain srun to the end; what it said, and the seconds until it had made a step."""
-    began, log = time.monotonic(), run.with_suffix(".log")
-    start = ["srun", "--mpi=pmi2", "--nodes", str(NODES), "--ntasks-per-node", "1", "--time", "50", sys.executable]
-    with launches.started(cluster.on("head", *start, "launch/train.py", *arguments, **environ(cluster)), log) as (process, _):
-        metrics = run / "metrics.jsonl"
-        is_moving = lambda: process.poll() is not None or (metrics.is_file() and metrics.stat().st_size > 0)  # noqa: E731
-        launches.wait_for(is_moving, timeout_s=400, what="the first step")
-        first_step_s = time.monotonic() - began
-        code = process.wait(timeout=900)
-    assert code == 0, log.read_text()[-4000:]
-    return log.read_text(), first_step_s
+@needs_slurm
+@pytest.mark.timeout(300 * SLOW)
+@pytest.mark.parametrize(
+    ("binding", "seen"),
+    [
+        (["--gpus-per-node", "2"], [["0", "0,1"], ["1", "0,1"]]),  # each task sees all, and takes the one of its local rank
+        (["--gpus-per-task", "1"], [["0", "0"], ["0", "1"]]),  # each sees its own alone, which is number 0 to it
+    ],
+)
+def test_each_task_takes_its_own_gpu(slurm, binding, seen):
+    """Slurm deals out what stands in gres.conf, here device files that are no GPUs: what it tells the tasks is real."""
+    program = (
+        "from mri_ds.training import launchers; import os; launchers.adopt(); "
+        "print(*(os.environ[name] for name in ('RANK', 'LOCAL_RANK', 'CUDA_VISIBLE_DEVICES', 'LOCAL_WORLD_SIZE')))"
+    )
+    step = ["srun", "--nodes", "2", "--ntasks", "4", "--ntasks-per-node", "2", *binding, sys.executable, "-c", program]
+    told = sorted(line.split() for line in slurm.ask("env", "--unset=CUDA_VISIBLE_DEVICES", *step).splitlines())
+    assert told == [[str(rank), *seen[rank % 2], "2"] for rank in range(4)]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(300 * SLOW)
 def test_what_cannot_run_is_refused_before_the_queue(shards, tmp_path):
-    """Neither needs a Slurm: the batch of 4 on 3 ranks, and no `--`."""
-
-    def submit(*words: str) -> subprocess.CompletedProcess[str]:
-        command, python = ["bash", SUBMIT, *words], {"PYTHON": sys.executable}
-        return subprocess.run(
-            command, cwd=launches.ROOT, env=launches.environment() | python, capture_output=True, text=True, timeout=200
-        )
-
+    """Needs no Slurm: the batch of 4 on 3 ranks, and no `--`."""
     run = tmp_path / "run"
     done = submit("--nodes", "3", "--dry-run", "--", *options(shards, run))
     assert done.returncode == 2 and not run.exists()
     assert len(done.stderr.splitlines()) == 1 and "global_batch = 4 cannot be divided over 3 ranks" in done.stderr
-    done = submit("--nodes=2", "--gpus-per-node=h200:2", "-p", "gpu", "--time=1:00:00", "--dry-run", "--", *options(shards, run))
-    assert done.returncode == 0, done.stderr
-    command = done.stdout.split()
-    assert command[0] == "sbatch" and command[command.index("launch/slurm/train.sbatch") + 1 :] == options(shards, run)
-    for pair in (["--nodes", "2"], ["--ntasks-per-node", "2"], ["-p", "gpu"]):
-        assert command[command.index(pair[0]) + 1] == pair[1]
-    assert {"--gpus-per-node=h200:2", "--time=1:00:00"} <= set(command)
     done = submit("--nodes", "2", *options(shards, run))
     assert done.returncode == 2 and "no `--`" in done.stderr
+
+
+@pytest.mark.timeout(300 * SLOW)
+@pytest.mark.parametrize(
+    ("given", "of_sbatch", "of_srun", "before_python"),
+    [
+        (
+            ["--nodes=2", "--gpus-per-node=h200:2", "-p", "gpu", "--container-prefix=apptainer exec --nv /images/mri.sif"],
+            ["--nodes 2", "--ntasks-per-node 2", "--gpus-per-node=h200:2", "-p gpu"],
+            [],
+            "apptainer exec --nv /images/mri.sif ",
+        ),
+        (
+            ["--gres", "gpu:a100:4", "-c", "6", "--time=1:00:00", "--container-image", "nvcr.io#nvidia/pytorch:26.05"],
+            ["--nodes 1", "--ntasks-per-node 4", "--gres=gpu:a100:4", "--cpus-per-task=6", "--time=1:00:00"],
+            ["--cpus-per-task=6", "--container-image=nvcr.io#nvidia/pytorch:26.05", f"--container-mounts={HERE}:{HERE}"],
+            "",
+        ),
+    ],
+)
+def test_dry_run_shows_both_commands(shards, tmp_path, given, of_sbatch, of_srun, before_python):
+    """What Slurm would be asked for, and what its job would start: one rank a GPU, containers around Python alone."""
+    arguments = options(shards, tmp_path / "run")
+    done = submit(*given, "--dry-run", "--", *arguments)
+    assert done.returncode == 0, done.stderr
+    sbatch, srun = (line.replace("\\", "") for line in done.stdout.splitlines())
+    assert sbatch.startswith("sbatch ") and sbatch.endswith(f" {SCRIPT} {' '.join(arguments)} ")
+    assert all(f" {words} " in sbatch for words in of_sbatch), sbatch
+    assert srun.startswith("srun --kill-on-bad-exit=1 ")
+    assert srun.endswith(f" {before_python}{sys.executable} -u launch/train.py {' '.join(arguments)} ")
+    assert all(f" {words} " in srun for words in of_srun), srun
+    assert ("--container-image" in srun) == any("container-image" in word for word in given)
+
+
+def submit(*words: str) -> subprocess.CompletedProcess[str]:
+    command, python = ["bash", SUBMIT, *words], {"PYTHON": sys.executable}
+    return subprocess.run(
+        command, cwd=launches.ROOT, env=launches.environment() | python, capture_output=True, text=True, timeout=200 * SLOW
+    )
+
+
+def exceed_the_limit(slurm: Slurm, job: str, *, meanwhile) -> None:
+    """The job has a minute left when Slurm next looks at the time limits, and is told, as `--signal` asks.
+
+    Until then it is suspended, so that a short run does not end before, and `meanwhile` is done.
+    """
+    while not slurm.was_warned(job):
+        slurm.ask("scontrol", "suspend", job)
+        meanwhile()
+        looks = slurm.wait_to_be_before_a_look()
+        slurm.ask("scontrol", "resume", job)
+        slurm.end_in(job, 60)
+        slurm.wait_for_a_look(looks)
+
+
+def wait_for_step(slurm: Slurm, job: str, run: Path, step: int) -> None:
+    metrics = run / "metrics.jsonl"
+    slurm.wait_for(job, lambda state: state["JobState"] != "PENDING", timeout_s=60 * SLOW)
+    launches.wait_for(
+        lambda: metrics.is_file() and len(metrics.read_text().splitlines()) >= step, timeout_s=240 * SLOW, what=f"step {step}"
+    )
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended meanwhile
+        return []
+
+
+def assert_same(run: Path, expected: dict[int, float]) -> None:
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, STEPS + 1))  # no step lost, none twice
+    assert list(launches.losses(run).values()) == pytest.approx(list(expected.values()), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Machines to launch on: `with nodes(folder, 4) as cluster`, see cluster.sh; Slurm on top of them: `start_slurm(cluster)`.
+"""Machines to launch on: `with nodes(folder, 4) as cluster`, see cluster.sh; Slurm on top of them: see slurm.py.
 
 Needs root and a few Debian packages; `why_not()` tells what is missing, in words for pytest.skip.
 """
@@ -74,13 +74,8 @@ def nodes(folder: Path, count: int) -> Iterator[Cluster]:
                 assert process.poll() is None, (folder / "up.log").read_text()
                 return (folder / "ready").exists()
 
-            launches.wait_for(is_up, timeout_s=60, what="the machines to start")
+            launches.wait_for(is_up, timeout_s=300, what="the machines to start")
             yield Cluster(folder, count)
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
-
-
-def start_slurm(cluster: Cluster) -> None:
-    """munge, slurmctld and a slurmd on every node; they end with the machines."""
-    cluster.ask("head", "bash", HERE / "slurm.sh", cluster.folder, str(cluster.count))

@@ -11,8 +11,10 @@ here=$(dirname "${BASH_SOURCE[0]}")
 mkdir -p "$home/state"
 {
     # half the real memory for jobs of all nodes; a node's name is a loopback address on itself, so addresses are stated
-    for i in $(seq "$count"); do echo "NodeName=node$i NodeAddr=10.77.0.$i CPUs=2 RealMemory=1000 State=UNKNOWN"; done
+    for i in $(seq "$count"); do echo "NodeName=node$i NodeAddr=10.77.0.$i CPUs=2 RealMemory=1000 Gres=gpu:2 State=UNKNOWN"; done
 } >"$home/nodes"
+# Slurm hands out device files and asks no driver what they are: two that every machine has
+printf 'Name=gpu File=/dev/%s\n' null zero >"$home/gres.conf"
 sed -e "s#@DIR@#$dir#g" -e "s#@COUNT@#$count#g" -e "/@NODES@/{r $home/nodes
 d}" "$here/slurm.conf.in" >"$home/slurm.conf"
 printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' >"$home/cgroup.conf" # without the file slurmd looks for systemd
