@@ -126,6 +126,7 @@ def scaling(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates to a turn.")] = 5,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of all; the median counts.")] = 5,
     ranks: Annotated[str, typer.Option("--ranks", help="Numbers of ranks for weak scaling; the first must be 1.")] = "1,2,4",
+    part: Annotated[str, typer.Option("--part", help="targets, weak, or both.")] = "both",
     json: Json = False,
 ) -> None:
     """ZeRO-3 with expert parallelism on two ranks, beside one plain PyTorch process on the same cores; and weak scaling.
@@ -135,6 +136,8 @@ def scaling(
     Example: `mri-ds bench scaling --scale small --json`
     """
     weak = _ranks(ranks)
+    if part not in ("targets", "weak", "both"):
+        raise InputError(f"unknown part {part!r}", where="--part", fix="use targets, weak or both")
     if scale not in SCALES:
         raise InputError(f"unknown scale {scale!r}", where="--scale", fix=f"use one of {', '.join(SCALES)}")
     if global_batch % 2:
@@ -143,7 +146,14 @@ def scaling(
 
     with console.stdout_for_result(), console.progress("bench scaling") as report:
         result = bench_scaling(
-            scale=scale, global_batch=global_batch, patch=patch, steps=steps, rounds=rounds, weak=weak, progress=report
+            scale=scale,
+            global_batch=global_batch,
+            patch=patch,
+            steps=steps,
+            rounds=rounds,
+            weak=weak,
+            parts=("targets", "weak") if part == "both" else (part,),
+            progress=report,
         )
     if json:
         console.print_json(result)
@@ -165,11 +175,11 @@ def _ranks(text: str) -> list[int]:
 
 def _print_scaling(result: dict[str, Any]) -> None:
     names = {"plain": "plain PyTorch, 2 threads", "zero3": "2 ranks, ZeRO-3, EP 2", "zero0": "2 ranks, ZeRO-0, EP 2"}
-    for name, row in result["teams"].items():
+    for name, row in result.get("teams", {}).items():
         print(f"{names[name]:<28}{row['step_s']:>9.3f} s/step{row['samples_per_s']:>9.2f} subjects/s")
-    for name, value in result["found"].items():
+    for name, value in result.get("found", {}).items():
         print(f"{name:<28}{value:>9.3f} (target {result['targets'][name]}: {'met' if result['passed'][name] else 'missed'})")
-    for row in result["weak"]:
+    for row in result.get("weak", []):
         print(
             f"{row['ranks']} rank(s), one subject each{row['efficiency']:>11.2f} of even, the machine allows {row['machine']:.2f}"
         )

@@ -9,8 +9,7 @@ from mri_ds.cli import console
 from mri_ds.cli.train import DS_CONFIGS
 from mri_ds.config import SCALES, nearest
 from mri_ds.errors import InputError
-
-DEVICES = ["h200", "h100", "a100", "cpu"]  # as in training.plan.devices, which costs seconds to import
+from mri_ds.training.devices import DEVICES
 
 
 def plan(

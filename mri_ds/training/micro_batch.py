@@ -9,7 +9,7 @@ them; accumulation makes up the rest.
 
 import json
 import os
-import resource
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +20,13 @@ import torch
 from mri_ds.config import RunConfig
 from mri_ds.errors import InputError
 from mri_ds.training import distributed, ds_config
-from mri_ds.training.engine import build_objective
 from mri_ds.training.plan.layout import Layout, layout_of
 from mri_ds.training.plan.memory import Memory, memory
 from mri_ds.training.plan.parameters import count
 from mri_ds.training.plan.suggestion import ROOM
-from mri_ds.training.plan.trace import DTYPES, at_micro_batch, cast, make_batch
+from mri_ds.training.plan.trace import at_micro_batch
+from mri_ds.training.room import free_bytes
+from mri_ds.training.trial import Trial, shortage, speaks_of_memory
 
 RECORD = "micro_batch.json"
 PLENTY = 10  # times a generous guess: with so much room nothing is planned or tried
@@ -48,8 +49,10 @@ def choose(raw: Mapping[str, Any], resolved: dict[str, Any], config: RunConfig, 
     if _agree(_is_scarce(config, own)):
         layout = layout_of(resolved, nodes=1, slots=world)
         micro = _agree_on(_planned(config, layout, own))
-        while not _agree(_fits(config, layout, micro), all_of_them=True):
-            tried.append({"micro_batch": micro, "outcome": "out of memory"})
+        while short := next((text for text in distributed.say(_shortage(config, layout, micro)) if text), ""):
+            tried.append({"micro_batch": micro, "outcome": short})
+            if distributed.rank() == 0:
+                print(f"micro-batch {micro} does not fit: {short}", file=sys.stderr, flush=True)
             if micro == 1:
                 fix = "lower data.patch, recompute (activation_checkpointing.level: block), or shard more (ZeRO-3, more ranks)"
                 raise InputError("one subject does not fit into the device's memory", fix=fix)
@@ -65,7 +68,7 @@ def noting_out_of_memory(raw: Mapping[str, Any], resolved: Mapping[str, Any], ru
         yield
     except (RuntimeError, MemoryError) as err:
         micro, accumulation = resolved["train_micro_batch_size_per_gpu"], resolved["gradient_accumulation_steps"]
-        if not is_out_of_memory(err) or raw.get("train_micro_batch_size_per_gpu", "auto") != "auto" or micro == 1:
+        if not speaks_of_memory(err) or raw.get("train_micro_batch_size_per_gpu", "auto") != "auto" or micro == 1:
             raise
         then = smaller(micro * accumulation, micro)
         world, total = distributed.world_size(), resolved["train_batch_size"]
@@ -74,28 +77,9 @@ def noting_out_of_memory(raw: Mapping[str, Any], resolved: Mapping[str, Any], ru
         raise RuntimeError(f"out of memory at micro-batch {micro}: start again, and it goes on with {then}") from err
 
 
-def is_out_of_memory(err: BaseException) -> bool:
-    """CUDA's own error, Python's, or that of PyTorch's CPU allocator, which is a plain RuntimeError."""
-    return isinstance(err, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: " in str(err)
-
-
 def smaller(own: int, micro: int) -> int:
     """The next divisor of `own` that is at most half of `micro`."""
     return next(n for n in range(max(1, micro // 2), 0, -1) if own % n == 0)
-
-
-def free_bytes() -> int:
-    """What this rank may still take: of its GPU, or its share of the host's memory within the limits set for it."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info(distributed.device())[0])
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(distributed.world_size())))
-    free = int(lines["MemAvailable"].split()[0]) * 1024 // max(1, local)
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY:
-        return free
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    return min(free, max(0, limit - used))
 
 
 def _is_scarce(config: RunConfig, micro: int) -> bool:
@@ -118,46 +102,21 @@ def _planned(config: RunConfig, layout: Layout, own: int) -> int:
     return next(fitting, 1)
 
 
-def _fits(config: RunConfig, layout: Layout, micro: int) -> bool:
-    """One pass of the whole network on this device, beside a block as large as what ZeRO will keep."""
+def _shortage(config: RunConfig, layout: Layout, micro: int) -> str:
+    """Tries one pass of the whole network on this device, beside as much as ZeRO will keep; "" where it fits."""
     held = _states(config, layout, micro)
     weights = layout.itemsize * count(config).total
-    rest = held.weights + held.gathered + held.gradients + held.optimizer + held.bucket + held.sending - weights
-    if rest < 0:  # sharding is what makes it fit: a whole network cannot be tried on one device
-        return True
-    try:
-        _pass(config, layout, micro, ballast=rest)
-        return True
-    except (RuntimeError, MemoryError) as err:
-        if not is_out_of_memory(err):
-            raise
-        return False
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    kept = held.weights + held.gradients + held.optimizer + held.bucket - weights
+    if kept + held.gathered < 0:  # sharding is what makes it fit: a whole network cannot be tried on one device
+        return ""
+    beside = kept + held.gathered + held.sending
+    after = max(0, held.update - held.gathered - held.sending)
+    return shortage(Trial(config.model_dump_json(), micro, layout.precision, layout.recompute, held=beside, update=after))
 
 
-def _pass(config: RunConfig, layout: Layout, micro: int, *, ballast: int) -> None:
-    device = distributed.device()
-    block = torch.empty(ballast, dtype=torch.uint8, device=device)
-    objective = build_objective(config)
-    cast(objective, DTYPES[layout.precision])
-    objective.to(device).net.encoder.recompute = layout.recompute  # type: ignore[union-attr, assignment]
-    with torch.device(device):
-        batch = make_batch(config, micro)
-    for value in (*batch["targets"].values(), batch["image"]):
-        value.zero_()
-    batch["spacing_mm"].fill_(1)
-    for weight in batch["mask"].values():
-        weight.fill_(1)
-    objective(batch)["loss"].backward()
-    del block
-
-
-def _agree(value: bool, *, all_of_them: bool = False) -> bool:
-    """True on every rank where it is on any, or on all of them."""
-    votes = distributed.gather(torch.tensor([float(value)]))
-    return bool((votes.min() if all_of_them else votes.max()) > 0)
+def _agree(value: bool) -> bool:
+    """True on every rank where it is on any."""
+    return bool(distributed.maximum(int(value))[0])
 
 
 def _agree_on(value: int) -> int:

@@ -4,7 +4,7 @@ FLOPs are those of the model as written: forward counted once per shape of batch
 since the backward pass multiplies by weights and by activations. Recomputation is not counted as work done (Chowdhery et al.
 2022, appendix
 B: model FLOPs utilisation). Elementwise work is left out, as everywhere.
-Peaks are dense, in FLOP/s per device: of data sheets for GPUs, measured for anything else.
+Peaks are dense, in FLOP/s per device: of data sheets for GPUs (devices.py), measured for anything else.
 """
 
 import time
@@ -14,15 +14,10 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mri_ds.training.devices import known_as
+
 BACKWARD = 2  # times the forward pass
-TABLE = {  # NVIDIA data sheets, without sparsity; float32 without TF32, which is off by default
-    "H200": {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 67e12},
-    "H100 PCIe": {torch.bfloat16: 756e12, torch.float16: 756e12, torch.float32: 51e12},
-    "H100": {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 67e12},
-    "A100": {torch.bfloat16: 312e12, torch.float16: 312e12, torch.float32: 19.5e12},
-    "L40S": {torch.bfloat16: 362e12, torch.float16: 362e12, torch.float32: 91.6e12},
-    "V100": {torch.float16: 125e12, torch.float32: 15.7e12},
-}
+PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 SIDE = 1024  # of the matrices that measure a peak
 Out = TypeVar("Out")
 
@@ -47,10 +42,9 @@ class FlopMeter:
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Of one rank's device (a CPU: with this process's threads), FLOP/s."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for known, peaks in TABLE.items():
-            if all(part in name for part in known.split()) and dtype in peaks:
-                return peaks[dtype]
+        known = known_as(torch.cuda.get_device_name(device))
+        if known is not None and dtype in PRECISIONS and known.flops(PRECISIONS[dtype]):
+            return known.flops(PRECISIONS[dtype])
     return measured_flops(device, dtype)
 
 

@@ -35,23 +35,15 @@ def choose(config, run_dir, raw=RAW):
 
 @pytest.fixture
 def small_device(monkeypatch):
-    """small_device(limit): a device whose passes run out of memory above `limit` subjects, and whose plan does not know it."""
+    """small_device(limit): a device whose trials run out of memory above `limit` subjects, and whose plan does not know it."""
     tried = []
 
     def make(limit):
-        build = micro_batch.build_objective
+        def shortage(trial):
+            tried.append(trial.micro_batch)
+            return "out of memory" if trial.micro_batch > limit else ""
 
-        def wrapped(config):
-            objective = build(config)
-            objective.register_forward_pre_hook(lambda module, args: refuse(len(args[0]["image"])))
-            return objective
-
-        def refuse(size):
-            tried.append(size)
-            if size > limit:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-
-        monkeypatch.setattr(micro_batch, "build_objective", wrapped)
+        monkeypatch.setattr(micro_batch, "shortage", shortage)
         monkeypatch.setattr(micro_batch, "free_bytes", lambda: 700 * 10**6)
         return tried
 

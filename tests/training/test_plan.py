@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mri_ds.errors import InputError
 from mri_ds.mri_network import describe
+from mri_ds.training import ds_config
+from mri_ds.training.devices import TABLE
 from mri_ds.training.engine import build_objective
 from mri_ds.training.plan.communication import communication
-from mri_ds.training.plan.devices import TABLE
 from mri_ds.training.plan.layout import Layout
 from mri_ds.training.plan.memory import memory
 from mri_ds.training.plan.parameters import Parameters, count
+from mri_ds.training.plan.report import _layout
 from mri_ds.training.plan.science import science_of
 from mri_ds.training.plan.suggestion import best_layout, best_micro_batch, fits, outcome
 from mri_ds.training.plan.time import step_time
@@ -195,3 +198,25 @@ def test_the_command_refuses_an_unknown_device():
     command = [sys.executable, "-m", "mri_ds", "plan", "--device", "h300"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "did you mean" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "sets", "expected"),
+    [
+        ("h200", [], "bf16"),
+        ("v100", [], "fp16"),  # has no bf16
+        ("h200", ["bf16.enabled=false"], "fp32"),
+        ("h200", ["bf16.enabled=false", "fp16.enabled=true"], "fp16"),  # whether or not this machine has it
+    ],
+)
+def test_precision_is_decided_by_the_device_that_is_planned_for(device, sets, expected):
+    raw = ds_config.read(ROOT / "ds_configs/small.json", sets)
+    config = science_of("small")
+    found = _layout(raw, config, TABLE[device], nodes=1, slots=1, where=ROOT / "small.json")
+    assert found.precision == expected
+
+
+def test_a_precision_that_the_device_has_not_is_refused():
+    raw = ds_config.read(ROOT / "ds_configs/small.json", ["bf16.enabled=true"])
+    with pytest.raises(InputError, match="v100 has no bf16"):
+        _layout(raw, science_of("small"), TABLE["v100"], nodes=1, slots=1, where=ROOT / "small.json")

@@ -13,7 +13,7 @@ import pytest
 
 from mri_ds.training import ds_config
 from mri_ds.training.plan.communication import communication
-from mri_ds.training.plan.devices import CPU_RUNTIME
+from mri_ds.training.plan.cpu import CPU_RUNTIME
 from mri_ds.training.plan.layout import layout_of
 from mri_ds.training.plan.memory import memory
 from mri_ds.training.plan.parameters import count

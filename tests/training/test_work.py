@@ -6,8 +6,9 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from mri_ds.nn.moe import MixtureOfExperts
+from mri_ds.training.devices import TABLE
 from mri_ds.training.window import token_grid
-from mri_ds.training.work import TABLE, FlopMeter, measured_flops, peak_flops
+from mri_ds.training.work import FlopMeter, measured_flops, peak_flops
 
 
 def test_a_convolution_and_a_product_by_hand():
@@ -54,12 +55,13 @@ def test_a_cpu_is_measured():
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
     ],
 )
 def test_gpus_are_known_by_name(monkeypatch, name, expected):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda", 0), torch.bfloat16) == expected
-    assert all(peaks[torch.float32] < 1e14 for peaks in TABLE.values())
+    assert all(row.fp32 < 1e14 for row in TABLE.values())
 
 
 def test_a_patch_is_padded_to_whole_tokens():

@@ -1,14 +1,16 @@
 """The whole plan as plain data, and what would go wrong in words."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mri_ds.config import RunConfig
+from mri_ds.errors import InputError
 from mri_ds.training import ds_config
+from mri_ds.training.devices import Device
 from mri_ds.training.ds_config.schema import RECOMPUTE_LEVELS
-from mri_ds.training.plan.devices import Device, device
-from mri_ds.training.plan.layout import layout_of
+from mri_ds.training.plan.cpu import device
+from mri_ds.training.plan.layout import Layout, layout_of
 from mri_ds.training.plan.parameters import count
 from mri_ds.training.plan.suggestion import ROOM, Outcome, best_layout, best_micro_batch, fits, outcome
 from mri_ds.training.plan.time import seconds_of
@@ -37,9 +39,7 @@ def make_plan(
     micro = raw.get("train_micro_batch_size_per_gpu", "auto")
     config = config.model_copy(deep=True)
     config.training.global_batch = global_batch or ranks * (1 if micro == "auto" else micro)
-    if device_name != "cpu" and raw.get("bf16", {}).get("enabled") == "auto":
-        raw["bf16"]["enabled"] = True
-    layout = layout_of(ds_config.resolve(raw, config, world_size=ranks, where=ds_config_path), nodes=nodes, slots=slots)
+    layout = _layout(raw, config, unit, nodes=nodes, slots=slots, where=ds_config_path)
     one = best_micro_batch(config, layout, unit, global_batch=global_batch) if micro == "auto" else outcome(config, layout, unit)
     better = best_layout(config, one.layout, unit, global_batch=global_batch) if search else None
     parameters = count(config)
@@ -56,6 +56,26 @@ def make_plan(
         "suggestion": None if better is None else describe(better, unit),
         "breaks_first": breaks_first(one, unit),
     }
+
+
+def _layout(raw: dict[str, Any], config: RunConfig, unit: Device, *, nodes: int, slots: int, where: Path) -> Layout:
+    """As the JSON says; what it leaves to the machine is decided by the one planned for, which need not be this one."""
+    precision = None if unit.name == "cpu" else _precision(raw, unit, where)
+    if precision:
+        raw |= {"bf16": {"enabled": False}, "fp16": {"enabled": False}}  # which this machine need not have
+    found = layout_of(ds_config.resolve(raw, config, world_size=nodes * slots, where=where), nodes=nodes, slots=slots)
+    return replace(found, precision=precision) if precision else found
+
+
+def _precision(raw: dict[str, Any], unit: Device, where: Path) -> str:
+    bf16, fp16 = (raw.get(name, {}).get("enabled", False) for name in ("bf16", "fp16"))
+    if bf16 is True and not unit.bf16:
+        raise InputError(f"bf16.enabled = true, but {unit.name} has no bf16 products", where=where, fix="use fp16.enabled=true")
+    if bf16 is True and fp16 is True:
+        raise InputError("bf16.enabled and fp16.enabled are both true", where=where, fix="switch one off")
+    if fp16 is True or (bf16 == fp16 == "auto" and not unit.bf16):
+        return "fp16"
+    return "bf16" if bf16 and unit.bf16 else "fp32"
 
 
 def describe(one: Outcome, unit: Device) -> dict[str, Any]:

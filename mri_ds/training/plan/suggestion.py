@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from mri_ds.config import RunConfig
+from mri_ds.training.devices import Device
 from mri_ds.training.plan.communication import Traffic, communication
-from mri_ds.training.plan.devices import Device
 from mri_ds.training.plan.layout import Layout
 from mri_ds.training.plan.memory import Memory, memory
 from mri_ds.training.plan.parameters import count

@@ -8,8 +8,8 @@ Messages take their rounds' latency and their bytes over the slower link that th
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mri_ds.training.devices import Device
 from mri_ds.training.plan.communication import Traffic
-from mri_ds.training.plan.devices import Device
 from mri_ds.training.plan.layout import Layout
 from mri_ds.training.plan.memory import Memory
 from mri_ds.training.plan.trace import Line, Trace
