@@ -64,6 +64,7 @@ class BaseMRINet(nn.Module):
             window=model.window if model.attention == "windowed" else None,
             drop_path=model.drop_path,
             attention_dropout=model.attention_dropout,
+            attention_backends=model.attention_backends,
         )
         self.decoder = Decoder(model.embed_dim, width) if voxel_priors else None
         self.voxel_heads = VoxelHeads(width, 4 * width, voxel_priors) if voxel_priors else None

@@ -26,6 +26,9 @@ class ModelConfig(Strict):
     window: Triple = (4, 4, 4)  # tokens
     drop_path: float = Field(default=0.1, ge=0, lt=1)
     attention_dropout: float = Field(default=0.0, ge=0, lt=1)
+    attention_backends: list[Literal["flash", "cudnn", "efficient", "math"]] = Field(
+        default=["flash", "cudnn", "efficient", "math"], min_length=1
+    )  # the first that takes the case computes attention
     use_gradients: bool = True
     use_multi_scale: bool = True
     use_moe: bool = True

@@ -6,6 +6,7 @@ Source: pre-norm blocks; LayerScale (Touvron et al. 2021); stochastic depth (Hua
 and drop path as in Primus (Wald et al. 2025).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mri_ds.nn.attention import FlashAttention, SparseAttention
+from mri_ds.nn.backends import PREFERENCE
 from mri_ds.nn.moe import Experts, MixtureOfExperts
 from mri_ds.nn.residual import ResidualMixture
 
@@ -37,6 +39,7 @@ class Encoder(nn.Module):
         window: Grid | None = None,
         drop_path: float = 0.0,
         attention_dropout: float = 0.0,
+        attention_backends: Sequence[str] = PREFERENCE,
     ) -> None:
         super().__init__()
         self.recompute: Recompute = "none"
@@ -47,11 +50,16 @@ class Encoder(nn.Module):
             routed = MixtureOfExperts(dim, num_experts=num_experts, expert_hidden=expert_hidden, top_k=top_k)
             return ResidualMixture(routed) if residual_experts else routed
 
+        def attention(layer: int) -> nn.Module:
+            if window is None:
+                return FlashAttention(dim, num_heads, dropout=attention_dropout, backends=attention_backends)
+            return SparseAttention(
+                dim, num_heads, window=window, shift=bool(layer % 2), dropout=attention_dropout, backends=attention_backends
+            )
+
         self.blocks = nn.ModuleList(
             EncoderBlock(
-                attention=FlashAttention(dim, num_heads, dropout=attention_dropout)
-                if window is None
-                else SparseAttention(dim, num_heads, window=window, shift=bool(i % 2), dropout=attention_dropout),
+                attention=attention(i),
                 feed_forward=feed_forward(),
                 dim=dim,
                 drop_path=drop_path * i / max(1, num_layers - 1),  # linearly deeper
