@@ -211,11 +211,13 @@ def test_the_network_has_them_from_its_configuration():
     from mri_ds.config import TaskConfig, load_config
     from mri_ds.mri_network import BaseMRINet
 
-    model = load_config(scale="tiny", overrides=["model.attention_backends=[math]"]).model
+    sets = ["model.attention_backends=[math]", "model.skip_dropped=true", "model.drop_path=0.5"]
+    model = load_config(scale="tiny", overrides=sets).model
     net = BaseMRINet(model, {"cls": TaskConfig(kind="classification", classes=["a", "b"])})
     with BackendsRan() as ran:
         net(torch.randn(1, 1, 16, 16, 16))
     assert "math" in ran.names and {block.attention.backends for block in net.encoder.blocks} == {("math",)}
+    assert all(block.drop.skip for block in net.encoder.blocks)
 
 
 def test_bad_sizes_are_named():
