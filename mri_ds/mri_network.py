@@ -63,7 +63,9 @@ class BaseMRINet(nn.Module):
             residual_experts=model.residual_experts,
             window=model.window if model.attention == "windowed" else None,
             drop_path=model.drop_path,
+            skip_dropped=model.skip_dropped,
             attention_dropout=model.attention_dropout,
+            attention_backends=model.attention_backends,
         )
         self.decoder = Decoder(model.embed_dim, width) if voxel_priors else None
         self.voxel_heads = (

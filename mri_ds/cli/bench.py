@@ -118,6 +118,68 @@ def _told(row: dict[str, Any], ratio: float | None) -> str:
     return f"{row['voxels_per_s'] / 1e6:>10.1f}{times:>10}{row['first_batch_s']:>11.2f} s{row['peak_bytes'] / 2**20:>10.0f}"
 
 
+@app.command("attention")
+def attention(
+    edges: Annotated[str, typer.Option("--edges", help="Tokens along each axis of the grids.")] = "8,12,16,24,32,48,64",
+    dim: Annotated[int, typer.Option("--dim", min=6, help="Width of the tokens.")] = 128,
+    heads: Annotated[int, typer.Option("--heads", min=1, help="Heads that the width is divided over.")] = 4,
+    window: Annotated[int, typer.Option("--window", min=1, help="Tokens along each axis of a window.")] = 4,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    limit_s: Annotated[float, typer.Option("--limit-s", min=0, help="Full attention stops where a step would take more.")] = 10.0,
+    json: Json = False,
+) -> None:
+    """Time and memory of windowed attention as the grid grows, beside full attention.
+
+    Exit code 1 when the time of windowed attention is not within 15 % of a line in the number of tokens.
+
+    Example: `mri-ds bench attention --edges 8,16,32,64 --json`
+    """
+    sizes = _edges(edges)
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"unknown type {dtype!r}", where="--dtype", fix="use float32 or bfloat16")
+    if dim % heads or dim // heads % 2 or dim // heads < 6:
+        raise InputError(f"--dim {dim} over --heads {heads}", fix="let each head have an even width of at least 6")
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"unknown device {device!r}", where="--device", fix="use cpu or cuda")
+    from mri_ds.bench.attention import bench_attention
+
+    with console.stdout_for_result(), console.progress("bench attention") as report:
+        result = bench_attention(
+            edges=sizes, dim=dim, heads=heads, window=window, dtype=dtype, device=device, limit_s=limit_s, progress=report
+        )
+    if json:
+        console.print_json(result)
+    else:
+        _print_attention(result)
+    if not all(result["passed"].values()):
+        raise typer.Exit(1)
+
+
+def _edges(text: str) -> list[int]:
+    try:
+        edges = [int(part) for part in text.split(",")]
+    except ValueError:
+        edges = []
+    if not edges or min(edges) < 1 or max(edges) > 128 or len(set(edges)) < len(edges):
+        raise InputError(f"--edges {text!r} is no list of different numbers of tokens, 1 to 128", fix="write it as 8,16,32")
+    return edges
+
+
+def _print_attention(result: dict[str, Any]) -> None:
+    print(f"{'tokens':<24}{'pass ms':>10}{'train ms':>10}{'pass MiB':>10}{'train MiB':>11}  back end")
+    for kind in ("windowed", "full"):
+        for row in result[kind]:
+            memory = f"{row['pass_bytes'] / 2**20:>10.1f}{row['train_bytes'] / 2**20:>11.1f}"
+            name = f"{kind} {row['edge']}^3"
+            print(f"{name:<24}{row['pass_ms']:>10.2f}{row['train_ms']:>10.2f}{memory}  {', '.join(row['backends'])}")
+    for row in result["left_out"]:
+        print(f"full {row['edge']}^3 left out: {row['reason']}")
+    for name, fit in result["fits"]["windowed"].items():
+        print(f"windowed {name:<15} within {100 * fit['largest_deviation']:.0f} % of a line (target for times: 15 %)")
+    print(f"full: training grows with the tokens to the power of {result['fits']['full']['train_ms'] or float('nan'):.2f}")
+
+
 @app.command("scaling")
 def scaling(
     scale: Annotated[str, typer.Option("--scale", help="Size of the network.")] = "small",

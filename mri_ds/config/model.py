@@ -25,7 +25,11 @@ class ModelConfig(Strict):
     attention: Literal["full", "windowed"] = "full"
     window: Triple = (4, 4, 4)  # tokens
     drop_path: float = Field(default=0.1, ge=0, lt=1)
+    skip_dropped: bool = False  # samples that drop_path drops are not computed; their tokens then count in no router
     attention_dropout: float = Field(default=0.0, ge=0, lt=1)
+    attention_backends: list[Literal["flash", "cudnn", "efficient", "math"]] = Field(
+        default=["flash", "cudnn", "efficient", "math"], min_length=1
+    )  # the first that takes the case computes attention
     use_gradients: bool = True
     use_multi_scale: bool = True
     use_moe: bool = True

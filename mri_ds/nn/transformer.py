@@ -6,6 +6,7 @@ Source: pre-norm blocks; LayerScale (Touvron et al. 2021); stochastic depth (Hua
 and drop path as in Primus (Wald et al. 2025).
 """
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mri_ds.nn.attention import FlashAttention, SparseAttention
+from mri_ds.nn.backends import PREFERENCE
 from mri_ds.nn.moe import Experts, MixtureOfExperts
 from mri_ds.nn.residual import ResidualMixture
 
@@ -36,7 +38,9 @@ class Encoder(nn.Module):
         residual_experts: bool = False,
         window: Grid | None = None,
         drop_path: float = 0.0,
+        skip_dropped: bool = False,
         attention_dropout: float = 0.0,
+        attention_backends: Sequence[str] = PREFERENCE,
     ) -> None:
         super().__init__()
         self.recompute: Recompute = "none"
@@ -47,14 +51,20 @@ class Encoder(nn.Module):
             routed = MixtureOfExperts(dim, num_experts=num_experts, expert_hidden=expert_hidden, top_k=top_k)
             return ResidualMixture(routed) if residual_experts else routed
 
+        def attention(layer: int) -> nn.Module:
+            if window is None:
+                return FlashAttention(dim, num_heads, dropout=attention_dropout, backends=attention_backends)
+            return SparseAttention(
+                dim, num_heads, window=window, shift=bool(layer % 2), dropout=attention_dropout, backends=attention_backends
+            )
+
         self.blocks = nn.ModuleList(
             EncoderBlock(
-                attention=FlashAttention(dim, num_heads, dropout=attention_dropout)
-                if window is None
-                else SparseAttention(dim, num_heads, window=window, shift=bool(i % 2), dropout=attention_dropout),
+                attention=attention(i),
                 feed_forward=feed_forward(),
                 dim=dim,
                 drop_path=drop_path * i / max(1, num_layers - 1),  # linearly deeper
+                skip_dropped=skip_dropped,
             )
             for i in range(num_layers)
         )
@@ -72,15 +82,17 @@ class Encoder(nn.Module):
 class EncoderBlock(nn.Module):
     """x + attention(norm x), then x + feed_forward(norm x); each branch scaled per channel and dropped per sample."""
 
-    def __init__(self, *, attention: nn.Module, feed_forward: nn.Module, dim: int, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, *, attention: nn.Module, feed_forward: nn.Module, dim: int, drop_path: float = 0.0, skip_dropped: bool = False
+    ) -> None:
         super().__init__()
         self.norm1, self.attention, self.scale1 = nn.LayerNorm(dim), attention, LayerScale(dim)
         self.norm2, self.moe, self.scale2 = nn.LayerNorm(dim), feed_forward, LayerScale(dim)
-        self.drop = StochasticDepth(drop_path)
+        self.drop = StochasticDepth(drop_path, skip=skip_dropped)
 
     def forward(self, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
-        tokens = tokens + self.drop(self.scale1(self.attention(self.norm1(tokens), grid)))
-        return tokens + self.drop(self.scale2(self.moe(self.norm2(tokens))))  # type: ignore[no-any-return]
+        tokens = tokens + self.drop(tokens, lambda x: self.scale1(self.attention(self.norm1(x), grid)))
+        return tokens + self.drop(tokens, lambda x: self.scale2(self.moe(self.norm2(x))))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -107,16 +119,32 @@ class LayerScale(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """Drops a residual branch per sample with chance `prob` in training; scales the kept ones so the expectation stays."""
+    """Drops a residual branch per sample with chance `prob` in training; scales the kept ones so the expectation stays.
 
-    def __init__(self, prob: float) -> None:
+    skip: only the kept samples go through the branch. With none kept the branch is called all the same, on no sample: ranks
+    that share weights or experts (ZeRO-3, expert parallelism) exchange something at every module call and would wait for ever
+    for one that makes fewer. Without it all samples go through and the dropped ones count 0: the same result, but a router
+    counts their tokens too.
+
+    >>> StochasticDepth(0.5).eval()(torch.ones(2, 3), lambda x: 2 * x)
+    tensor([[2., 2., 2.],
+            [2., 2., 2.]])
+    """
+
+    def __init__(self, prob: float, *, skip: bool = False) -> None:
         super().__init__()
         if not 0 <= prob < 1:
             raise ValueError(f"drop probability {prob}: choose 0 <= prob < 1")
-        self.prob = prob
+        self.prob, self.skip = prob, skip
 
-    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, branch: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """x (B, ...) -> branch(x) of the same shape, 0 for the dropped samples and over 1 - prob for the others."""
         if not self.training or self.prob == 0:
-            return branch
-        keep = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) >= self.prob
-        return branch * (keep / (1 - self.prob)).to(branch.dtype)
+            return branch(x)
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.prob
+        if not self.skip:
+            out = branch(x)
+            return out * (keep / (1 - self.prob)).to(out.dtype)
+        kept = keep.flatten().nonzero().flatten()
+        out = branch(x.index_select(0, kept)) / (1 - self.prob)
+        return torch.zeros_like(x, dtype=out.dtype).index_add(0, kept, out)

@@ -11,11 +11,11 @@ from mri_ds.nn.attention import (
     FlashAttention,
     QueryKeyNorm,
     SparseAttention,
-    from_windows,
     rotary_table,
     rotate,
-    to_windows,
 )
+from mri_ds.nn.backends import BackendsRan, attend
+from mri_ds.nn.windows import cut
 
 CPU = torch.device("cpu")
 
@@ -153,6 +153,73 @@ def test_gradcheck(make):
     assert torch.autograd.gradcheck(call, (tokens, *values))
 
 
+def softmax_attention(query, key, value):
+    query, key, value = (x.detach().double().numpy() for x in (query, key, value))
+    scores = np.exp(query @ key.swapaxes(-1, -2) / math.sqrt(query.shape[-1]))
+    return scores / scores.sum(-1, keepdims=True) @ value
+
+
+@pytest.mark.parametrize("backend", ["flash", "math"])
+def test_each_back_end_equals_a_naive_softmax_in_float64(backend):
+    torch.manual_seed(0)
+    heads = torch.randn(3, 2, 4, 300, 32)
+    with BackendsRan() as ran:
+        result = attend(*heads, backends=(backend,))
+    assert ran.names == [backend]
+    np.testing.assert_allclose(result.numpy(), softmax_attention(*heads), rtol=0, atol=1e-6)
+    doubles = [x[:1, :1, :5, :4].double().requires_grad_() for x in heads]
+    assert torch.autograd.gradcheck(lambda *x: attend(*x, backends=(backend,)), doubles)
+
+
+def kernel_of(events):
+    """The back end by the profiler's record, which knows nothing of ours."""
+    fused = [event.name for event in events if event.name.startswith("aten::_scaled_dot_product_flash")]
+    return "flash" if fused else "math" if any(event.name == "aten::bmm" for event in events) else "none"
+
+
+@pytest.mark.parametrize(
+    "backends, dropout, expected",
+    [
+        (("flash", "math"), 0.0, "flash"),
+        (("math", "flash"), 0.0, "math"),  # PyTorch on a CPU would take flash whatever the order
+        (("cudnn", "efficient", "flash"), 0.0, "flash"),
+        (("flash", "cudnn", "efficient", "math"), 0.5, "math"),  # flash on a CPU has no dropout
+    ],
+)
+def test_the_first_back_end_that_can_runs_and_the_one_told_is_the_one_profiled(backends, dropout, expected):
+    module = FlashAttention(32, 2, dropout=dropout, backends=backends)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, BackendsRan() as ran:
+        module(torch.randn(1, 24, 32), (2, 3, 4))
+    assert ran.names == [expected] == [kernel_of(profile.events())]
+
+
+def test_the_preference_holds_inside_a_call_only():
+    before = torch._C._get_sdp_priority_order(), torch.backends.cuda.flash_sdp_enabled()
+    FlashAttention(16, 2, backends=["math"])(torch.randn(1, 2, 16), (1, 2, 1))
+    assert before == (torch._C._get_sdp_priority_order(), torch.backends.cuda.flash_sdp_enabled())
+
+
+def test_back_ends_that_cannot_are_named():
+    with pytest.raises(ValueError, match=r"among cudnn, efficient takes torch.float32 on cpu, head width 8.*add 'math'"):
+        FlashAttention(16, 2, backends=["cudnn", "efficient"])(torch.randn(1, 2, 16), (1, 2, 1))
+    for bad in (["quick"], [], ["math", "math"]):
+        with pytest.raises(ValueError, match="name some of flash, cudnn, efficient, math"):
+            SparseAttention(16, 2, backends=bad)
+
+
+def test_the_network_has_them_from_its_configuration():
+    from mri_ds.config import TaskConfig, load_config
+    from mri_ds.mri_network import BaseMRINet
+
+    sets = ["model.attention_backends=[math]", "model.skip_dropped=true", "model.drop_path=0.5"]
+    model = load_config(scale="tiny", overrides=sets).model
+    net = BaseMRINet(model, {"cls": TaskConfig(kind="classification", classes=["a", "b"])})
+    with BackendsRan() as ran:
+        net(torch.randn(1, 1, 16, 16, 16))
+    assert "math" in ran.names and {block.attention.backends for block in net.encoder.blocks} == {("math",)}
+    assert all(block.drop.skip for block in net.encoder.blocks)
+
+
 def test_bad_sizes_are_named():
     with pytest.raises(ValueError, match="30 cannot be split over 4 heads"):
         FlashAttention(30, 4)
@@ -195,10 +262,10 @@ def test_sparse_equals_its_definition_pair_by_pair(grid, shift):
 
 
 def test_windows_come_back_to_their_place():
-    tokens, grid, padded = torch.arange(2 * 5 * 3 * 4).view(2, 60, 1), (5, 3, 4), (6, 4, 4)
-    windows = to_windows(tokens, grid, (3, 2, 4), (1, 1, 0), padded)
-    assert windows.shape == (2 * 2 * 2 * 1, 24, 1)
-    assert torch.equal(from_windows(windows, grid, (3, 2, 4), (1, 1, 0), padded), tokens)
+    tokens = torch.arange(2 * 5 * 3 * 4).view(2, 60, 1)
+    windows = cut((5, 3, 4), (3, 2, 4), (1, 1, 0), CPU)
+    assert windows.take(tokens).shape == (2 * 2 * 2 * 1, 24, 1)
+    assert torch.equal(windows.give_back(windows.take(tokens), batch=2), tokens)
 
 
 def test_position_bias_learns():
@@ -207,3 +274,40 @@ def test_position_bias_learns():
     module(torch.randn(1, 27, 16), (3, 3, 3)).square().sum().backward()
     assert module.position_bias.grad is not None
     assert (module.position_bias.grad != 0).all()
+
+
+@pytest.mark.parametrize("grid", [(5, 7, 3), (4, 6, 8)])
+def test_part_by_part_equals_the_plain_call_forward_and_backward(grid, monkeypatch):
+    """Dropout so small that nothing is dropped takes PyTorch's own path through one call for every run of windows."""
+    from mri_ds.nn import windows
+
+    monkeypatch.setattr(windows, "SCORES_AT_ONCE", 2000)  # several parts
+    torch.manual_seed(0)
+    module = shaken(SparseAttention(16, 2, window=(2, 4, 3), shift=True)).double()
+    tokens = torch.randn(2, math.prod(grid), 16, dtype=torch.float64, requires_grad=True)
+    found = {}
+    for dropout in (0.0, 1e-300):
+        module.dropout = dropout
+        torch.manual_seed(0)
+        loss = module(tokens, grid).square().sum()
+        found[dropout] = torch.autograd.grad(loss, [tokens, *module.parameters()])
+    for ours, plain in zip(found[0.0], found[1e-300], strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_windows_of_one_kind_stand_together():
+    """Shifted 4^3 windows of a 32^3 grid: the seam can lie across any of three axes, so there are 8 kinds of masks for 512."""
+    runs = cut((32, 32, 32), (4, 4, 4), (2, 2, 2), CPU).runs
+    assert len(runs) == 8 and sum(stop - start for start, stop, _ in runs) == 512
+    assert [stop - start for start, stop, meets in runs if meets is None] == [7**3]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("make", [FlashAttention, lambda *a, **k: SparseAttention(*a, window=(2, 2, 2), shift=True, **k)])
+def test_no_sample_gives_no_sample_and_a_gradient_of_zero_to_every_weight(make, dropout):
+    module = make(16, 2, dropout=dropout)
+    out = module(torch.randn(0, 27, 16), (3, 3, 3))
+    assert out.shape == (0, 27, 16)
+    out.sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
