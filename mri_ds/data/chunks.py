@@ -21,13 +21,16 @@ from typing import NamedTuple
 import numpy as np
 import zstandard
 
-from mri_ds.data.codec import DTYPES, LEVEL, checksum, decode_block, encode_block
+from mri_ds.data import buffers
+from mri_ds.data.codec import DTYPES, LEVEL, checksum, decode_blocks, encode_block
 from mri_ds.errors import CorruptError, InputError
 
 MAGIC, VERSION = b"MRIV", 1
 HEAD = struct.Struct("<4sHBB4I3IQI")
 SIDE = 32
 ONE_CHUNK = 64**3  # voxels
+READ_BYTES = 8 * 2**20  # at once: much beside what a request costs, little enough that its memory is used again
+BATCH_BYTES = 2**20  # decoded at once: few calls, and what they hand on stays in a core's cache
 PLAIN = 2**31  # added to the size of a chunk whose bytes are not shuffled
 MAX_ARRAY_BYTES = 4 * 2**30  # 4 GiB: four channels of 640^3 float32
 FIX = "shard the data again"
@@ -137,26 +140,54 @@ def read_box(
     inside = layout.shape4[1:]
     if any(s < 0 or n < 0 or s + n > whole for s, n, whole in zip(start, shape, inside, strict=True)):
         raise ValueError(f"box of {tuple(shape)} voxels at {tuple(start)} is not inside {inside}")
-    out = np.empty((layout.shape4[0], *shape), dtype=dtype or layout.dtype)
+    out = buffers.empty((layout.shape4[0], *shape), dtype or layout.dtype)
     if out.size == 0:
         return out
     decompressor = zstandard.ZstdDecompressor()
-    for run in _runs(_pieces(layout, start, shape)):
-        first, stop = run[0].number, run[-1].number + 1
-        offsets = layout.offsets[first : stop + 1].tolist()  # plain numbers: this loop is as busy with them as with voxels
-        checksums, is_shuffled = layout.checksums[first:stop].tolist(), layout.is_shuffled[first:stop].tolist()
-        data = memoryview(_exactly(read_at, offsets[0], offsets[-1] - offsets[0], where))  # its slices copy nothing
-        for i, piece in enumerate(run):
-            frame = data[offsets[i] - offsets[0] : offsets[i + 1] - offsets[0]]
-            if checksum(frame) != checksums[i]:
-                what = f"chunk {piece.number} (channel {piece.channel}, voxels from {piece.corner}) fails its checksum"
-                raise CorruptError(what, where=where, fix=FIX)
+    for run in _runs(_batches(layout, start, shape), layout.offsets):
+        begin, end = layout.offsets[[run[0].first, run[-1].stop]].tolist()
+        data = memoryview(_exactly(read_at, begin, end - begin, where))  # its slices copy nothing
+        for batch in run:
+            offsets = (layout.offsets[batch.first : batch.stop + 1] - begin).tolist()
+            frames = data[offsets[0] : offsets[-1]]
+            _check(frames, offsets, layout, batch, where)
+            sizes = [stop - first for first, stop in itertools.pairwise(offsets)]
+            is_shuffled = layout.is_shuffled[batch.first : batch.stop].tolist()
             try:
-                block = decode_block(frame, piece.extent, layout.dtype, is_shuffled[i], decompressor, part=piece.source)
+                blocks = decode_blocks(frames, sizes, batch.extent, layout.dtype, is_shuffled, decompressor, part=batch.part)
             except ValueError as err:  # its checksum is right: whoever wrote it, wrote this
-                raise InputError(f"chunk {piece.number} cannot be decoded ({err})", where=where, fix=FIX) from None
-            out[piece.channel][piece.target] = block
+                what = f"one of chunks {batch.first} to {batch.stop - 1} cannot be decoded ({err})"
+                raise InputError(what, where=where, fix=FIX) from None
+            _put(out[(slice(None), *batch.target)], blocks, batch.columns)
     return out
+
+
+def _check(frames: memoryview, offsets: list[int], layout: Layout, batch: "_Batch", where: str) -> None:
+    """Raises CorruptError for the first chunk of a batch that fails its checksum."""
+    checksums = layout.checksums[batch.first : batch.stop].tolist()
+    for i, (begin, end) in enumerate(itertools.pairwise(offsets)):
+        if checksum(frames[begin - offsets[0] : end - offsets[0]]) != checksums[i]:
+            place, channel = divmod(batch.first + i, layout.shape4[0])
+            corner = tuple(int(n) * side for n, side in zip(np.unravel_index(place, layout.grid), layout.chunk))
+            what = f"chunk {batch.first + i} (channel {channel}, voxels from {corner}) fails its checksum"
+            raise CorruptError(what, where=where, fix=FIX)
+
+
+def _put(out: np.ndarray, blocks: np.ndarray, columns: slice) -> None:
+    """Blocks (K * C, D, H, w) of K chunks side by side -> out (C, D, H, W), those of their K w columns that are wanted.
+
+    Lines of w voxels are put side by side as one item each, and whole ones are cast: twice as fast as casting piece by piece.
+    """
+    num_channels, (d, h, w) = len(out), blocks.shape[1:]
+    if len(blocks) == num_channels:
+        out[...] = blocks[..., columns]
+        return
+    line = np.dtype((np.void, w * blocks.itemsize))
+    lines = blocks.reshape(-1, num_channels, d, h, w).view(line)[..., 0].transpose(1, 2, 3, 0)  # C D H K
+    if out.dtype == blocks.dtype and out.shape[3] == w * lines.shape[3]:
+        out.view(line)[...] = lines
+    else:
+        out[...] = np.ascontiguousarray(lines).view(blocks.dtype)[..., columns]
 
 
 def _exactly(read_at: ReadAt, offset: int, size: int, where: str) -> bytes:
@@ -187,39 +218,71 @@ def _places(shape4: tuple[int, ...], chunk: Sequence[int]) -> Iterator[tuple[Box
             yield (d, h, w), c
 
 
-class _Piece(NamedTuple):
-    """A chunk that a box touches, and what of it is wanted."""
+class _Batch(NamedTuple):
+    """Chunks side by side, of one shape, that a box touches, with all channels; and what of them is wanted."""
 
-    number: int
-    channel: int
-    corner: tuple[int, ...]  # first voxel of the chunk
-    extent: tuple[int, ...]
-    source: Box  # what is wanted, counted from the chunk's corner
-    target: Box  # and from the box's
+    first: int  # number of the first of them
+    stop: int
+    extent: tuple[int, ...]  # of each
+    part: tuple[slice, slice]  # D and H that are wanted of each
+    columns: slice  # W that is wanted, of all of them side by side
+    target: Box  # counted from the box's corner
 
 
-def _pieces(layout: Layout, start: Sequence[int], shape: Sequence[int]) -> Iterator[_Piece]:
+def _batches(layout: Layout, start: Sequence[int], shape: Sequence[int]) -> Iterator[_Batch]:
     """In the order of the file."""
     channels, (_, rows, columns) = layout.shape4[0], layout.grid
     sides = [_sides(*axis) for axis in zip(start, shape, layout.chunk, layout.shape4[1:])]
-    for d, h, w in itertools.product(*sides):
-        number = ((d[0] * rows + h[0]) * columns + w[0]) * channels
-        _, corner, extent, source, target = zip(d, h, w)
-        for c in range(channels):
-            yield _Piece(number + c, c, corner, extent, source, target)  # type: ignore[arg-type]
+    most = max(1, BATCH_BYTES // (channels * math.prod(layout.chunk) * layout.dtype.itemsize))
+    groups = list(_groups(sides[2], most))
+    for d, h in itertools.product(*sides[:2]):
+        for w in groups:
+            number = ((d.number * rows + h.number) * columns + w[0].number) * channels
+            columns_of_box = slice(w[0].target.start, w[-1].target.stop)
+            first = w[0].source.start
+            yield _Batch(
+                first=number,
+                stop=number + len(w) * channels,
+                extent=(d.length, h.length, w[0].length),
+                part=(d.source, h.source),
+                columns=slice(first, first + columns_of_box.stop - columns_of_box.start),
+                target=(d.target, h.target, columns_of_box),
+            )
 
 
-def _sides(start: int, length: int, chunk: int, size: int) -> list[tuple[int, int, int, slice, slice]]:
-    """Along one axis, of each chunk that is touched: its number, first voxel, length, and what is wanted of it (see _Piece)."""
+def _groups(sides: "list[_Side]", most: int) -> "Iterator[list[_Side]]":
+    """At most `most` neighbours of the same length together."""
+    for _, same in itertools.groupby(sides, key=lambda side: side.length):
+        near = list(same)
+        yield from (near[i : i + most] for i in range(0, len(near), most))
+
+
+class _Side(NamedTuple):
+    """One axis of a chunk that a box touches."""
+
+    number: int
+    length: int
+    source: slice  # what is wanted, counted from the chunk's first voxel
+    target: slice  # and from the box's
+
+
+def _sides(start: int, length: int, chunk: int, size: int) -> list[_Side]:
+    """Along one axis, of each chunk that is touched."""
     found = []
     for number in range(start // chunk, -(-(start + length) // chunk)):
         corner, end = number * chunk, min((number + 1) * chunk, size)
         lo, hi = max(corner, start), min(end, start + length)
-        found.append((number, corner, end - corner, slice(lo - corner, hi - corner), slice(lo - start, hi - start)))
+        found.append(_Side(number, end - corner, slice(lo - corner, hi - corner), slice(lo - start, hi - start)))
     return found
 
 
-def _runs(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    """Those that lie side by side in the file together: one read for all of them."""
-    for _, run in itertools.groupby(enumerate(pieces), key=lambda at: at[1].number - at[0]):
-        yield [piece for _, piece in run]
+def _runs(batches: Iterable[_Batch], offsets: np.ndarray) -> Iterator[list[_Batch]]:
+    """Those that lie side by side in the file together, up to READ_BYTES: one read for all of them."""
+    run: list[_Batch] = []
+    for batch in batches:
+        if run and (run[-1].stop != batch.first or offsets[batch.stop] - offsets[run[0].first] > READ_BYTES):
+            yield run
+            run = []
+        run.append(batch)
+    if run:
+        yield run

@@ -11,12 +11,14 @@ Source: RFC 8878 (Zstandard); the shuffle filter of HDF5 and Blosc.
 
 import math
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import zstandard
 
 LEVEL = 3
 DTYPES = ("float32", "int16", "uint16", "uint8", "int32")  # their place is their code in a file: append only
+HAS_CHECKSUM, CHECKSUM_BYTES, RUN_OF_ONE_BYTE = 4, 4, 1  # in a frame: bit of its descriptor, length, type of a block
 
 
 def encode_block(block: np.ndarray, compressor: zstandard.ZstdCompressor) -> tuple[bytes, bool]:
@@ -28,36 +30,68 @@ def encode_block(block: np.ndarray, compressor: zstandard.ZstdCompressor) -> tup
     return (plain, False) if len(plain) < len(shuffled) else (shuffled, True)
 
 
-def decode_block(
-    frame: bytes | memoryview,
+def decode_blocks(
+    frames: bytes | memoryview,
+    sizes: Sequence[int],
     shape: tuple[int, ...],
     dtype: np.dtype,
-    is_shuffled: bool,
+    is_shuffled: Sequence[bool],
     decompressor: zstandard.ZstdDecompressor,
     *,
     part: tuple[slice, ...] = (),
 ) -> np.ndarray:
-    """The inverse: the block of `shape` and `dtype`, or a part of it.
+    """The inverse, of several blocks at once: (N, *shape) from N frames side by side, `sizes` bytes each; or that part of all.
 
-    Raises ValueError for what is not one whole frame of exactly that size.
+    Raises ValueError for what is not whole frames of exactly that size.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
+    with memoryview(frames) as view:
+        offset = 0
+        for size in sizes:
+            _check_frame(view[offset : offset + size], num_bytes)
+            offset += size
+        data = np.empty((len(sizes), num_bytes), dtype=np.uint8)
+        try:
+            count = decompressor.stream_reader(view[:offset], read_across_frames=True).readinto(data.reshape(-1).data)
+        except zstandard.ZstdError as err:
+            raise ValueError(str(err)) from None
+    if count != data.size:
+        raise ValueError(f"frames hold {count} bytes where {data.size} belong")
+    if dtype.itemsize == 1 or not any(is_shuffled):
+        return data.view(dtype).reshape(-1, *shape)[(slice(None), *part)]
+    if all(is_shuffled):
+        return _unshuffled(data, shape, dtype, part)
+    each = [
+        _unshuffled(row, shape, dtype, part) if flag else row.view(dtype).reshape(1, *shape)[(slice(None), *part)]
+        for row, flag in zip(data[:, None], is_shuffled)
+    ]
+    return np.concatenate(each)
+
+
+def _check_frame(frame: memoryview, num_bytes: int) -> None:
+    """Raises ValueError unless `frame` is one frame, nothing less or more, that states `num_bytes`: RFC 8878, section 3.1.1."""
     try:
-        stated = zstandard.frame_content_size(frame)
-        if stated != num_bytes:
-            raise ValueError(f"frame of {stated} bytes where {num_bytes} belong")
-        data = decompressor.decompress(frame, allow_extra_data=False)
+        stated, end = zstandard.frame_content_size(frame), zstandard.frame_header_size(frame)
     except zstandard.ZstdError as err:
         raise ValueError(str(err)) from None
-    if len(data) != num_bytes:
-        raise ValueError(f"frame holds {len(data)} bytes where {num_bytes} belong")
-    if not is_shuffled or dtype.itemsize == 1:
-        return np.frombuffer(data, dtype=dtype).reshape(shape)[part]
-    planes = np.frombuffer(data, dtype=np.uint8).reshape(dtype.itemsize, *shape)[(slice(None), *part)]
-    low = _joined(planes[1], planes[0], np.uint16)
+    if stated != num_bytes:
+        raise ValueError(f"frame of {stated} bytes where {num_bytes} belong")
+    is_last = 0
+    while not is_last and end < len(frame):
+        head = int.from_bytes(frame[end : end + 3], "little")
+        is_last, kind, size = head & 1, head >> 1 & 3, head >> 3
+        end += 3 + (1 if kind == RUN_OF_ONE_BYTE else size)
+    end += CHECKSUM_BYTES if frame[4] & HAS_CHECKSUM else 0
+    if not is_last or end != len(frame):
+        raise ValueError(f"frame ends at byte {end} of {len(frame)}: it is cut, or there is extra data")
+
+
+def _unshuffled(data: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, part: tuple[slice, ...]) -> np.ndarray:
+    planes = data.reshape(-1, dtype.itemsize, *shape)[(slice(None), slice(None), *part)]
+    low = _joined(planes[:, 1], planes[:, 0], np.uint16)
     if dtype.itemsize == 2:
         return low.view(dtype)
-    return _joined(_joined(planes[3], planes[2], np.uint16), low, np.uint32).view(dtype)
+    return _joined(_joined(planes[:, 3], planes[:, 2], np.uint16), low, np.uint32).view(dtype)
 
 
 def _joined(high: np.ndarray, low: np.ndarray, wide: type[np.unsignedinteger]) -> np.ndarray:

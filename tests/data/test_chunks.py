@@ -3,6 +3,7 @@
 import gzip
 import struct
 import time
+import unittest.mock
 
 import nibabel as nib
 import numpy as np
@@ -37,15 +38,24 @@ def test_every_array_comes_back_as_it_was(array):
         back[...] = 0  # writable: tensors are made of it
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_every_box_is_that_of_the_array(data):
+    """Of any size; however many chunks are decoded, and bytes read, at once; as stored or as floats."""
+    dtype = np.dtype(data.draw(st.sampled_from(DTYPES)))
+    wanted = data.draw(st.sampled_from([None, np.dtype("float32")]))
     shape = data.draw(st.tuples(st.integers(1, 3), *[st.integers(1, 12)] * 3))
     start = [data.draw(st.integers(0, n)) for n in shape[1:]]
     size = [data.draw(st.integers(0, n - s)) for n, s in zip(shape[1:], start)]
-    array = np.random.default_rng(0).integers(-9000, 9000, size=shape).astype(np.int16)
+    array = np.random.default_rng(0).integers(0, 9000, size=shape).astype(dtype)
     reader = Reader(encode_array(array, chunk=(5, 4, 3)))
-    box = read_box(reader, read_layout(reader, len(reader.data)), start, size)
+    at_once = {
+        "BATCH_BYTES": data.draw(st.sampled_from([1, 400, 2**20])),
+        "READ_BYTES": data.draw(st.sampled_from([1, 500, 2**23])),
+    }
+    with unittest.mock.patch.multiple(chunks, **at_once):
+        box = read_box(reader, read_layout(reader, len(reader.data)), start, size, dtype=wanted)
+    assert box.dtype == (wanted or dtype)
     d, h, w = (slice(s, s + n) for s, n in zip(start, size))
     assert np.array_equal(box, array[:, d, h, w]) and box.flags.c_contiguous
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from mri_ds.data.codec import DTYPES, as_stored, decode_block, encode_block
+from mri_ds.data.codec import DTYPES, as_stored, decode_blocks, encode_block
 
 COMPRESSOR, DECOMPRESSOR = zstandard.ZstdCompressor(), zstandard.ZstdDecompressor()
 
@@ -16,13 +16,61 @@ COMPRESSOR, DECOMPRESSOR = zstandard.ZstdCompressor(), zstandard.ZstdDecompresso
 @given(arrays(st.sampled_from(DTYPES).map(np.dtype), array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6)))
 def test_every_voxel_has_its_bytes_again(block):
     frame, is_shuffled = encode_block(block, COMPRESSOR)
-    back = decode_block(frame, block.shape, block.dtype, is_shuffled, DECOMPRESSOR)
+    back = decode_blocks(frame, [len(frame)], block.shape, block.dtype, [is_shuffled], DECOMPRESSOR)[0]
     assert (back.shape, back.dtype) == (block.shape, block.dtype) and back.tobytes() == block.tobytes()
 
 
 def test_the_frame_is_that_of_the_low_bytes_then_the_high_ones():
     frame, is_shuffled = encode_block(np.array([[[0x0102, 0x0304]]], dtype="<i2"), COMPRESSOR)
     assert is_shuffled and DECOMPRESSOR.decompress(frame) == bytes([2, 4, 1, 3])
+
+
+@pytest.mark.parametrize("kinds", [[True, True, True], [False, False, False], [True, False, True]])
+def test_several_blocks_are_decoded_as_each_alone(kinds):
+    """Floats, of which each block is shuffled or not; whole, and a part of each."""
+    rng = np.random.default_rng(0)
+    noise, levels = rng.normal(100, 1, (3, 4, 5, 6)), rng.integers(0, 3, (3, 4, 5, 6)) * np.float32(6.64933)
+    blocks = [(noise if kind else levels)[i].astype(np.float32) for i, kind in enumerate(kinds)]
+    frames = [encode_block(block, COMPRESSOR) for block in blocks]
+    assert [is_shuffled for _, is_shuffled in frames] == kinds
+    data, sizes = b"".join(frame for frame, _ in frames), [len(frame) for frame, _ in frames]
+    for part in ((), (slice(1, 3), slice(None), slice(2, 5))):
+        back = decode_blocks(data, sizes, (4, 5, 6), np.dtype("float32"), kinds, DECOMPRESSOR, part=part)
+        assert np.array_equal(back, np.stack(blocks)[(slice(None), *part)])
+
+
+def skippable(size: int) -> bytes:
+    return b"\x50\x2a\x4d\x18" + size.to_bytes(4, "little") + bytes(size)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(
+    "extra", [b"\0", b"\x28\xb5\x2f", skippable(3), COMPRESSOR.compress(b""), COMPRESSOR.compress(bytes(16))]
+)
+def test_extra_bytes_after_any_of_several_frames_are_refused(place, extra):
+    """Each frame has to fill its own bytes: those after it, harmless ones too, would be taken for the next."""
+    rng = np.random.default_rng(0)
+    frames = [COMPRESSOR.compress(rng.bytes(16)) for _ in range(3)]
+    frames[place] += extra
+    with pytest.raises(ValueError, match="extra data"):
+        decode_blocks(b"".join(frames), [len(f) for f in frames], (2, 2, 2), np.dtype("int16"), [True] * 3, DECOMPRESSOR)
+
+
+def test_the_end_of_a_frame_is_known_for_every_kind_of_block():
+    """Raw, repeated and compressed blocks, several of them, with and without a checksum of their own."""
+    rng = np.random.default_rng(0)
+    contents = [
+        rng.bytes(2**19),
+        bytes(2**19),
+        (rng.integers(0, 9, 2**19) + 48).astype(np.uint8).tobytes(),
+        bytes(2**18) + rng.bytes(2**18),
+    ]
+    for has_checksum in (False, True):
+        compressor = zstandard.ZstdCompressor(write_checksum=has_checksum)
+        frames = [compressor.compress(content) for content in contents]
+        sizes = [len(frame) for frame in frames]
+        back = decode_blocks(b"".join(frames), sizes, (2**19, 1, 1), np.dtype("uint8"), [True] * 4, DECOMPRESSOR)
+        assert [row.tobytes() for row in back] == contents
 
 
 def test_floats_are_shuffled_only_where_it_pays():
@@ -54,7 +102,7 @@ def test_shuffling_pays_on_noisy_whole_numbers():
 )
 def test_what_is_not_one_frame_of_that_size_is_refused(frame, message):
     with pytest.raises(ValueError, match=message):
-        decode_block(frame, (2, 2, 2), np.dtype("int16"), True, DECOMPRESSOR)
+        decode_blocks(frame, [len(frame)], (2, 2, 2), np.dtype("int16"), [True], DECOMPRESSOR)
 
 
 @pytest.mark.parametrize(
