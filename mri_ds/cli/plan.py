@@ -9,14 +9,15 @@ from mri_ds.cli import console
 from mri_ds.cli.train import DS_CONFIGS
 from mri_ds.config import SCALES, nearest
 from mri_ds.errors import InputError
-from mri_ds.training.devices import DEVICES
 
 
 def plan(
     scale: Annotated[str, typer.Option("--scale", help=f"One of {', '.join(SCALES)}.")] = "small",
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="How many machines.")] = 1,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Ranks on each of them.")] = 1,
-    device: Annotated[str, typer.Option("--device", help=f"One of {', '.join(DEVICES)} (this machine, measured).")] = "h200",
+    device: Annotated[
+        str, typer.Option("--device", help="An accelerator such as h200, h100 or a100, or cpu: this machine, measured.")
+    ] = "h200",
     ds_config: Annotated[
         Path | None, typer.Option("--ds_config", "--ds-config", help="DeepSpeed JSON. Default: ds_configs/SCALE.json.")
     ] = None,
@@ -36,8 +37,10 @@ def plan(
     """
     if scale not in SCALES:
         raise InputError(f"unknown scale {scale!r}", where="--scale", fix=nearest(scale, list(SCALES)))
+    from mri_ds.training.devices import DEVICES
+
     if device not in DEVICES:
-        raise InputError(f"unknown device {device!r}", where="--device", fix=nearest(device, DEVICES))
+        raise InputError(f"unknown device {device!r}", where="--device", fix=nearest(device, list(DEVICES)))
     with console.stdout_for_result():
         from mri_ds.training.plan.report import make_plan
         from mri_ds.training.plan.science import science_of
