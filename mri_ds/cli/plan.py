@@ -15,9 +15,7 @@ def plan(
     scale: Annotated[str, typer.Option("--scale", help=f"One of {', '.join(SCALES)}.")] = "small",
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="How many machines.")] = 1,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Ranks on each of them.")] = 1,
-    device: Annotated[
-        str, typer.Option("--device", help="An accelerator such as h200, h100 or a100, or cpu: this machine, measured.")
-    ] = "h200",
+    device: Annotated[str, typer.Option("--device", help="Such as h200, h100, a100; cpu is this machine, measured.")] = "h200",
     ds_config: Annotated[
         Path | None, typer.Option("--ds_config", "--ds-config", help="DeepSpeed JSON. Default: ds_configs/SCALE.json.")
     ] = None,
