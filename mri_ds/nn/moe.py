@@ -37,7 +37,7 @@ class MixtureOfExperts(nn.Module):
         counts = torch.bincount(chosen.reshape(-1), minlength=self.gate.out_features)
         out = self.experts(rows[order // self.top_k], counts)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
-        out = out[back].view(*weights.shape, -1)  # (B*N, K, D)
+        out = out[back].view(*weights.shape, tokens.shape[-1])  # (B*N, K, D), also for no token
         # weighted in float32, as AutoEP does: in bf16 a net then predicts what it was trained to, digit for digit
         return (
             (out * weights.to(torch.promote_types(out.dtype, torch.float32))[..., None]).sum(dim=1).to(out.dtype).view_as(tokens)
