@@ -70,6 +70,14 @@ def told(run):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+def wait_for_step(run, step, *ranks):
+    def is_there():
+        assert all(rank.poll() is None for rank in ranks), f"ended before step {step}"
+        return told(run) >= step
+
+    launches.wait_for(is_there, timeout_s=240, what=f"step {step}")
+
+
 @pytest.mark.timeout(600)
 def test_two_ranks_leave_at_one_step_and_lose_none(shards, tmp_path, started):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -83,7 +91,7 @@ def test_two_ranks_leave_at_one_step_and_lose_none(shards, tmp_path, started):
     assert [process.wait(timeout=240) for process in launch(whole, "whole")] == [0, 0]
     for signum, code, least in ((signal.SIGUSR1, 0, 3), (signal.SIGTERM, 143, 8)):
         first, second = launch(broken, signum.name)
-        launches.wait_for(lambda: told(broken) >= least, timeout_s=240, what=f"step {least}")  # noqa: B023
+        wait_for_step(broken, least, first, second)
         second.send_signal(signum)  # rank 0 hears it from rank 1
         assert [process.wait(timeout=120) for process in (first, second)] == [code, code]
         left = json.loads(first.stdout.read())
@@ -114,7 +122,7 @@ def test_every_signal_has_its_exit_code(shards, tmp_path, started):
     for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         process = start(shards, run, tmp_path / signum.name, more=["--set=data.num_workers=1"])
         started.append(process)
-        launches.wait_for(lambda: told(run) >= step + 2, timeout_s=240, what="two more steps")  # noqa: B023
+        wait_for_step(run, step + 2, process)
         os.killpg(process.pid, signum)
         assert process.wait(timeout=120) == code, (tmp_path / signum.name).read_text()[-2000:]
         step = json.loads(process.stdout.read())["step"]
