@@ -59,7 +59,8 @@ def start(timeout_s: float) -> None:
         # cross (the same folder on several nodes), and it leaves 69 MB of every rank in /dev/shm.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(timeout=timedelta(seconds=timeout_s), verbose=False)
-    if world_size() > 1 and not heart.is_supervised():
+    # without a heart nobody would end their thread, and a request that is under way at exit aborts the process
+    if world_size() > 1 and heart.is_beating() and not heart.is_supervised():
         heart.know_peers(peers.meet(rank(), world_size()))
 
 

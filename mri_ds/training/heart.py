@@ -72,6 +72,11 @@ def is_supervised() -> bool:
     return PIPE in os.environ
 
 
+def is_beating() -> bool:
+    """Whether this process has a heart now."""
+    return _heart is not None
+
+
 @contextmanager
 def beating(run_dir: Path, timeout_s: float) -> Iterator[None]:
     """Beats while it lasts. For ranks of a launcher; a single process needs nobody to watch it."""
