@@ -72,6 +72,8 @@ def memory_group():
     v1 = [Path("/sys/fs/cgroup/memory") / path.lstrip("/") for _, names, path in lines if "memory" in names.split(",")]
     v2 = [Path("/sys/fs/cgroup") / path.lstrip("/") for _, names, path in lines if not names]
     folder = (v1 or v2)[0] / f"mri_ds_trial_{os.getpid()}"
+    if not os.access(folder.parent, os.W_OK):
+        pytest.skip(f"no memory cgroup can be made in {folder.parent}")
     folder.mkdir()
     (folder / ("memory.limit_in_bytes" if v1 else "memory.max")).write_text(str(1600 * MIB))
     yield folder
@@ -90,7 +92,7 @@ def is_trial(pid):
 
 while not any(map(is_trial, (Path(sys.argv[1]) / "cgroup.procs").read_text().split())):
     time.sleep(0.05)
-held = b"1" * (400 << 20)
+held = b"1" * (650 << 20)
 print("grown", flush=True)
 sys.stdin.read()
 """
@@ -98,7 +100,7 @@ sys.stdin.read()
 
 @pytest.mark.timeout(300)
 def test_a_trial_that_the_kernel_kills_halves_and_the_run_goes_on(shards, tmp_path, memory_group):
-    """A neighbour takes 400 MiB when the first trial begins, so the plan was right and twelve do not fit all the same.
+    """A neighbour takes 650 MiB when the first trial begins, so the plan was right and twelve do not fit all the same.
 
     The kernel's out-of-memory killer takes the trial, and neither the rank nor the neighbour, although both are larger.
     """
