@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from mri_ds.config import LossConfig
 from mri_ds.sample import Batch
 from mri_ds.training import distributed, ds_config
 from mri_ds.training.engine import build_engine, build_objective
@@ -19,28 +18,9 @@ from mri_ds.training.parity import case as cases
 from mri_ds.training.parity.rank import TIMEOUT_S, engine_run
 from mri_ds.training.parity.reference import plain_run
 from mri_ds.training.parity.trace import Trace
-from mri_ds.training.router_penalty import RouterPenalty
 
 TASKS = ["ball", "size", "radius"]
 UPDATES = 5
-CHOSEN = {
-    "tasks": {
-        "ball": {"dice_kind": "generalised", "tversky": 0.5, "boundary": 0.3, "boundary_kind": "distance", "focal_gamma": 2.0},
-        "size": {"classification": "ordinal", "label_smoothing": 0.1},
-        "radius": {"regression": "gaussian_nll"},
-    },
-}
-
-
-def has_label(task: str, update: int, rank: int, ranks: int) -> bool:
-    """Whether the one subject of `rank` has a label of `task`: every update is about another way of being unequal."""
-    if update == 1:  # another task on each rank
-        return TASKS.index(task) == rank % 3
-    if update == 2:  # the last rank has no label at all, the first only regression
-        return rank != ranks - 1 and (rank > 0 or task == "radius")
-    if update == 3:  # one task that nobody has
-        return task != "radius"
-    return update != 4  # no label anywhere
 
 
 def subject(update: int, rank: int, ranks: int) -> Batch:
@@ -48,10 +28,15 @@ def subject(update: int, rank: int, ranks: int) -> Batch:
     generator = torch.Generator().manual_seed(100 * update + rank)
     size = [(12, 12, 12), (8, 16, 12), (20, 8, 12), (12, 9, 17)][(rank + update) % 4]
     image = torch.randn(1, 1, *size, generator=generator)
-    mask = {}
-    for task in TASKS:  # weights as the loader gives them, see sample.Batch
-        labelled = sum(has_label(task, update, other, ranks) for other in range(ranks))
-        mask[task] = ranks / labelled if has_label(task, update, rank, ranks) else 0.0
+    mask = {task: 1.0 for task in TASKS}
+    if update == 1:  # another task on each rank
+        mask = {task: float(TASKS.index(task) == rank % 3) for task in TASKS}
+    elif update == 2:  # the last rank has no label at all
+        mask = {task: float(rank != ranks - 1) for task in TASKS}
+    elif update == 3:  # one task that nobody has
+        mask["radius"] = 0.0
+    elif update == 4:  # no label anywhere
+        mask = {task: 0.0 for task in TASKS}
     return {
         "image": image,
         "spacing_mm": torch.ones(1, 3),
@@ -60,25 +45,18 @@ def subject(update: int, rank: int, ranks: int) -> Batch:
     }
 
 
-def config(ranks: int, losses: str):
-    """`losses` "default"; "chosen": others for each kind of task, with the outputs that they need; "routed": the routers' own."""
+def config(ranks: int):
     made = cases.run_config("sgd")
     made.training.global_batch = ranks
     made.training.steps = UPDATES
-    if losses == "chosen":
-        made.model.predict_variance = made.model.deep_supervision = True
-        made.loss = LossConfig(**CHOSEN)
-    if losses == "routed":
-        made.loss = LossConfig(router_z=0.1, router_balance=0.2)
     return made
 
 
-def plain(ranks: int, compute: str, losses: str) -> tuple[Trace, ExpertLoad]:
-    science = config(ranks, losses)
+def plain(ranks: int, compute: str) -> tuple[Trace, ExpertLoad]:
+    science = config(ranks)
     torch.manual_seed(cases.SEED)
     objective = build_objective(science)
     load = ExpertLoad(objective, TASKS)
-    RouterPenalty(objective, z=science.loss.router_z, balance=science.loss.router_balance)
     updates = ([subject(update, rank, ranks) for rank in range(ranks)] for update in range(1, UPDATES + 1))
     settings = {"lr": science.training.lr, "weight_decay": science.training.weight_decay, "betas": science.training.betas}
     numbers = {"start": "fp32", "compute": compute, "watched": range(1, UPDATES + 1), "clip": cases.CLIP}
@@ -89,8 +67,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     distributed.start(TIMEOUT_S)
     rank, ranks = distributed.rank(), distributed.world_size()
-    for number, (zero, ep, level, losses) in enumerate(json.loads((folder / "layouts.json").read_text())):
-        science = config(ranks, losses)
+    for number, (zero, ep, level) in enumerate(json.loads((folder / "layouts.json").read_text())):
+        science = config(ranks)
         raw = cases.ds_json(cases.Case(zero, ep, ranks, level == "block", 1, "sgd", "fp32"))
         resolved = ds_config.resolve({**raw, "train_micro_batch_size_per_gpu": 1}, science, world_size=ranks)
         del resolved["scheduler"]
@@ -98,7 +76,6 @@ def main() -> None:
         torch.manual_seed(cases.SEED)
         engine = build_engine(build_objective(science), resolved)
         load = ExpertLoad(engine.module, TASKS)
-        RouterPenalty(engine.module, z=science.loss.router_z, balance=science.loss.router_balance)
         updates = ([subject(update, rank, ranks)] for update in range(1, UPDATES + 1))
         trace = engine_run(engine, updates, watched=range(1, UPDATES + 1))
         load.balance(rate=0.1)
