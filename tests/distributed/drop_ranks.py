@@ -1,11 +1,10 @@
-"""One of two ranks that train with stochastic depth, each with dice of its own: `python drop_ranks.py FOLDER`.
+"""One of two ranks that train with stochastic depth, each with dice of its own.
 
 Writes what it saw: for each way of dropping the losses, the norms of the gradient, and how many samples came to the branches.
 """
 
 import gc
 import json
-import sys
 from pathlib import Path
 
 import engines
@@ -20,7 +19,6 @@ def main(folder: str) -> None:
     from mri_ds.config import TaskConfig, load_config
     from mri_ds.training import distributed, ds_config
     from mri_ds.training.loop import train_step
-    from mri_ds.training.window import Window
 
     distributed.start(120)
     told = {}
@@ -39,7 +37,7 @@ def main(folder: str) -> None:
             rank, losses, norms = distributed.rank(), [], []
             torch.manual_seed(100 + rank)
             for step in range(STEPS):
-                mean, _ = train_step(engine, iter([engines.batch_of(step, 4, slice(2 * rank, 2 * rank + 2))]), Window())
+                mean, _ = train_step(engine, iter([engines.batch_of(step, 4, slice(2 * rank, 2 * rank + 2))]), engines.window())
                 losses.append(distributed.average({"loss": mean["loss"]})["loss"])
                 norms.append(float(engine.get_global_grad_norm()))
             told["skipping" if skip else "computing all"] = {"losses": losses, "norms": norms, "seen": seen}
@@ -52,7 +50,3 @@ def main(folder: str) -> None:
         distributed.barrier()
     finally:
         distributed.stop()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,19 +1,19 @@
 """Real ranks that build engine after engine: one start, many configurations.
 
-`run(...)` starts the ranks and returns what each case told; `python engines.py JOB` is what one of them runs. A case goes through
+`run(...)` starts the ranks and returns what each case told; `main(JOB)` is what one of them runs. A case goes through
 `ds_config.read` with its overrides, `resolve`, `build_engine` and `train_step`, as a run does; only the batches are made here,
 functions of the step, each rank its share of the same global batch.
 """
 
+import functools
 import gc
 import json
 import os
 import subprocess
 import sys
-import time
-from contextlib import ExitStack
 from pathlib import Path
 
+import forked
 import launches
 import torch
 
@@ -34,40 +34,22 @@ def run(cases: dict, *, ranks: int, folder: Path, steps: int, sets=(), timeout_s
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "job.json"
     path.write_text(json.dumps({"cases": cases, "steps": steps, "sets": [*SETS, *sets], "folder": str(folder), **job}))
-    port = str(launches.free_port())
-    logs = [folder / f"rank{rank}.log" for rank in range(ranks)]
-    with ExitStack() as stack:
-        started = []
-        for rank, log in enumerate(logs):
-            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
-            env = {**launches.environment(), **{k: str(v) for k, v in names.items()}, "MASTER_ADDR": "127.0.0.1"}
-            env["PYTHONPATH"] = str(launches.ROOT)
-            if on_gpu:
-                env = {key: value for key, value in env.items() if key not in ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES")}
-            process = subprocess.Popen(
-                [sys.executable, __file__, str(path)],
-                env=env,
-                cwd=launches.ROOT,
-                stdout=stack.enter_context(log.open("w")),
-                stderr=subprocess.STDOUT,
-            )
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            started.append(process)
-        codes = _wait(started, timeout_s)
-    assert codes == [0] * ranks, "\n".join(log.read_text()[-3000:] for log in logs)
+    log = folder / "log"
+    if on_gpu:
+        codes = [_start_one_on_gpu(path, log, timeout_s)]
+    else:
+        codes = forked.start(ranks, log, main, str(path), timeout_s=timeout_s)
+    assert codes == [0] * ranks, log.read_text()[-5000:]
     return json.loads((folder / "told.json").read_text())
 
 
-def _wait(started: list, timeout_s: float) -> list:
-    """Exit codes once all have ended, or one has failed: its peers would wait for it."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        codes = [process.poll() for process in started]
-        if None not in codes or any(codes):
-            break
-        time.sleep(0.1)
-    return codes
+def _start_one_on_gpu(path: Path, log: Path, timeout_s: float) -> int:
+    env = {key: value for key, value in launches.environment().items() if key not in ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES")}
+    env |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "PYTHONPATH": str(launches.ROOT)}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launches.free_port())}
+    with log.open("w") as out:
+        command = [sys.executable, __file__, str(path)]
+        return subprocess.run(command, env=env, cwd=launches.ROOT, stdout=out, stderr=out, timeout=timeout_s).returncode
 
 
 def batch_of(step: int, total: int, part: slice) -> dict:
@@ -161,7 +143,6 @@ def _steps(engine, config, steps) -> dict:
     from mri_ds.training import distributed
     from mri_ds.training.expert_load import ExpertLoad
     from mri_ds.training.loop import train_step
-    from mri_ds.training.window import Window
 
     total, world, rank = config.training.global_batch, distributed.world_size(), distributed.rank()
     micro = engine.train_micro_batch_size_per_gpu()
@@ -172,11 +153,19 @@ def _steps(engine, config, steps) -> dict:
             batch_of(step, total, slice(start + rank * micro, start + (rank + 1) * micro))
             for start in range(0, total, micro * world)
         )
-        mean, _ = train_step(engine, batches, Window())
+        mean, _ = train_step(engine, batches, window())
         load.balance(rate=config.training.balance_rate)
         losses.append(distributed.average({"loss": mean["loss"]})["loss"])
         norms.append(float(engine.get_global_grad_norm() or 0.0))
     return {"losses": losses, "norms": norms}
+
+
+@functools.cache
+def window():
+    """One for all engines: it counts the arithmetic of each shape of batch once, which costs as much as the step."""
+    from mri_ds.training.window import Window
+
+    return Window()
 
 
 def _drop(engine) -> None:

@@ -4,18 +4,34 @@ Each rank is a process with the environment that any launcher gives; what it run
 their own.
 """
 
+import gc
 import multiprocessing
 import os
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import launches
 
-PRELOAD = ["torch", "deepspeed", "deepspeed.module_inject.auto_ep_layer", "scipy.ndimage", "mri_ds.training.loop"]
+PRELOAD = ["torch._dynamo", "deepspeed", "deepspeed.module_inject.auto_ep_layer", "scipy.ndimage", "mri_ds.training.loop"]
+GRACE_S = 30.0  # in which the others must end once a rank has failed: they would wait for it
 
 
 def start(ranks: int, log: Path, target, *arguments, timeout_s: float = 280) -> list[int]:
     """`target(*arguments)`, a function of a module on the path, on so many ranks; their exit codes."""
+    with started(ranks, log, target, *arguments) as processes:
+        end = time.monotonic() + timeout_s
+        while any(process.is_alive() for process in processes) and time.monotonic() < end:
+            if any(process.exitcode for process in processes):
+                end = min(end, time.monotonic() + GRACE_S)
+            time.sleep(0.05)
+    return [process.exitcode for process in processes]
+
+
+@contextmanager
+def started(ranks: int, log: Path, target, *arguments):
+    """The ranks' processes, none of which outlives the block. A `log` named with {rank} is one for each."""
     os.environ.update({k: v for k, v in launches.environment().items() if k != "PATH"})  # for the server, when it starts
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
@@ -23,14 +39,22 @@ def start(ranks: int, log: Path, target, *arguments, timeout_s: float = 280) -> 
     processes = [context.Process(target=_rank, args=(r, ranks, port, log, target, arguments)) for r in range(ranks)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(timeout_s)
-        if process.is_alive():
+    try:
+        yield processes
+    finally:
+        for process in processes:
             process.kill()
             process.join()
-    for buffer in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):  # 69 MB each
-        buffer.unlink(missing_ok=True)
-    return [process.exitcode for process in processes]
+        for buffer in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):  # 69 MB each
+            buffer.unlink(missing_ok=True)
+
+
+def train(ranks: int, log: Path, **settings) -> str:
+    """`mri-ds train` with the settings of `launches.train_options`, to its end, which must be success; its output."""
+    codes = start(ranks, log, command, launches.train_options(**settings))
+    text = log.read_text()
+    assert codes == [0] * ranks, text[-4000:]
+    return text
 
 
 def command(options: list[str], leave_after: int = 0) -> None:
@@ -51,7 +75,9 @@ def command(options: list[str], leave_after: int = 0) -> None:
 
 
 def _rank(rank: int, world_size: int, port: int, log: Path, target, arguments: tuple) -> None:
-    with log.open("a") as out:
+    multiprocessing.set_start_method("fork", force=True)  # for its data workers, as in any rank
+    gc.freeze()  # what the server imported need not be looked through again after every engine
+    with Path(str(log).format(rank=rank)).open("a") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115

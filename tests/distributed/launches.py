@@ -14,17 +14,19 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def train_command(
-    ranks: int, *, data: Path, run: Path, ds_config: Path, sets: list[str], config: Path | None = None
-) -> list[str]:
+def train_command(ranks: int, **settings) -> list[str]:
     """The command line a user types: `deepspeed` for several ranks, `mri-ds train` for one."""
     bin_dir = Path(sys.executable).parent
     start = [str(bin_dir / "mri-ds"), "train"]
     if ranks > 1:
         launcher = [str(bin_dir / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
         start = [*launcher, str(ROOT / "launch/train.py")]
+    return [*start, *train_options(**settings)]
+
+
+def train_options(*, data: Path, run: Path, ds_config: Path, sets: list[str], config: Path | None = None, more=()) -> list[str]:
     science = [x for item in sets for x in ("--set", item)] + (["--config", str(config)] if config else [])
-    return [*start, "--ds_config", str(ds_config), "--scale", "tiny", "--data", str(data), "--run", str(run), *science]
+    return ["--ds_config", str(ds_config), "--scale", "tiny", "--data", str(data), "--run", str(run), *science, *more]
 
 
 def environment() -> dict[str, str]:

@@ -6,9 +6,9 @@ loss, as a square root at zero gives it. Each rank writes what it saw to OUT/ran
 """
 
 import json
-import sys
 from pathlib import Path
 
+import engines
 import torch
 
 from mri_ds.config import load_config
@@ -89,7 +89,6 @@ def train(zero, ep, precision):
     from mri_ds.training.engine import build_engine, build_objective
     from mri_ds.training.loop import train_step
     from mri_ds.training.nonfinite import StepGuard
-    from mri_ds.training.window import Window
 
     run, rank = config(), distributed.rank()
     raw = {"zero_optimization": {"stage": zero}, "expert_parallel": {"enabled": True, "autoep_size": ep}}
@@ -115,7 +114,7 @@ def train(zero, ep, precision):
         is_now[0] = step == BAD_GRADIENT and rank == 0
         before = state_of(engine)
         lr = engine.get_lr()[0]
-        train_step(engine, iter([batch_of(image, ball, radius)]), Window(), see=guard.see)
+        train_step(engine, iter([batch_of(image, ball, radius)]), engines.window(), see=guard.see)
         result = guard.end_step(step)
         after = state_of(engine)
         is_same = len(before) == len(after) and all(map(torch.equal, before, after))
@@ -131,7 +130,6 @@ def go_back(folder, *, sees_the_jump):
     from mri_ds.training.engine import build_engine, build_objective
     from mri_ds.training.loop import train_step
     from mri_ds.training.spikes import SpikeWatch
-    from mri_ds.training.window import Window
 
     run, rank = config(), distributed.rank()
     raw = {"zero_optimization": {"stage": 3}, "expert_parallel": {"enabled": True, "autoep_size": 2}}
@@ -144,7 +142,7 @@ def go_back(folder, *, sees_the_jump):
             continue
         lr = engine.get_lr()[0]
         image, ball, radius = (part[MICRO * rank : MICRO * (rank + 1)] for part in global_batch(step))
-        losses, batch = train_step(engine, iter([batch_of(image, ball, radius)]), Window())
+        losses, batch = train_step(engine, iter([batch_of(image, ball, radius)]), engines.window())
         told.append([step, lr, distributed.average({"loss": losses["loss"]})["loss"]])
         if step == 2 and sees_the_jump:
             checkpoints.save(step, batch=batch, data={}, wait=True)
@@ -159,7 +157,3 @@ def main(out):
     told["back"] = [go_back(Path(out) / "back", sees_the_jump=is_seen) for is_seen in (True, False)]
     (Path(out) / f"rank{distributed.rank()}.json").write_text(json.dumps(told))
     distributed.stop()
-
-
-if __name__ == "__main__":
-    main(sys.argv[-1])

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import launches
+import nonfinite_ranks
 import pytest
 import torch
 from nonfinite_ranks import BAD_GRADIENT, BAD_LOSS, CASES, STEPS, batch_of, config, global_batch
@@ -21,9 +23,8 @@ from mri_ds.training.engine import build_objective, parameter_groups
 def ranks(tmp_path_factory):
     """{case: what each of two ranks saw}."""
     out = tmp_path_factory.mktemp("nonfinite")
-    script = Path(__file__).parent / "nonfinite_ranks.py"
-    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2"]
-    launches.run([*launcher, "--master_port", str(launches.free_port()), str(script), str(out)], out / "log", timeout_s=400)
+    codes = forked.start(2, out / "log", nonfinite_ranks.main, str(out), timeout_s=400)
+    assert codes == [0, 0], (out / "log").read_text()[-4000:]
     told = [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
     return {case: [one["-".join(map(str, case))] for one in told] for case in CASES} | {"back": told[0]["back"]}
 

@@ -2,6 +2,7 @@
 
 import json
 
+import forked
 import launches
 import pytest
 from safetensors.torch import load_file
@@ -31,7 +32,7 @@ def train(ranks, shards, folder, *, zero, ep, level="block", sets=(), micro="aut
     ds_config = folder / "tiny.json"
     ds_config.write_text(json.dumps(raw))
     run = folder / "run"
-    launches.run(launches.train_command(ranks, data=shards, run=run, ds_config=ds_config, sets=[*SETS, *sets]), folder / "log")
+    forked.train(ranks, folder / "log", data=shards, run=run, ds_config=ds_config, sets=[*SETS, *sets])
     return run
 
 

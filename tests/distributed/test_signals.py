@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import launches
 import pytest
 
@@ -27,26 +28,16 @@ SETS = [
 ]
 
 
-def command(shards, run, *more):
-    options = ["--ds_config", "ds_configs/tiny.json", "--data", str(shards), "--run", str(run), *more]
-    return [sys.executable, "launch/train.py", *options, *(f"--set={item}" for item in SETS)]
+def options(shards, run, *more):
+    ds_config = str(launches.ROOT / "ds_configs/tiny.json")
+    return ["--ds_config", ds_config, "--data", str(shards), "--run", str(run), *more, *(f"--set={item}" for item in SETS)]
 
 
-def start(shards, run, log, *, rank=0, ranks=1, port=None, more=()):
-    """One rank, as launchers start it."""
-    env = launches.environment()
-    if ranks > 1:
-        env |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
+def start(shards, run, log, *more):
+    """One rank, from the command line."""
     streams = {"stdout": subprocess.PIPE, "stderr": log.open("w"), "stdin": subprocess.DEVNULL}
-    return subprocess.Popen(
-        command(shards, run, "--json", *more), env=env, cwd=launches.ROOT, text=True, start_new_session=True, **streams
-    )
+    command = [sys.executable, "launch/train.py", *options(shards, run, "--json", *more)]
+    return subprocess.Popen(command, env=launches.environment(), cwd=launches.ROOT, text=True, start_new_session=True, **streams)
 
 
 @pytest.fixture
@@ -70,37 +61,42 @@ def told(run):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def wait_for_step(run, step, *ranks):
+def wait_for_step(run, step, *, is_up):
     def is_there():
-        assert all(rank.poll() is None for rank in ranks), f"ended before step {step}"
+        assert is_up(), f"ended before step {step}"
         return told(run) >= step
 
     launches.wait_for(is_there, timeout_s=240, what=f"step {step}")
 
 
 @pytest.mark.timeout(600)
-def test_two_ranks_leave_at_one_step_and_lose_none(shards, tmp_path, started):
+def test_two_ranks_leave_at_one_step_and_lose_none(shards, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
 
-    def launch(run, log):
-        port = str(launches.free_port())
-        both = [start(shards, run, tmp_path / f"{log}{rank}", rank=rank, ranks=2, port=port) for rank in (0, 1)]
-        started.extend(both)
-        return both
+    def launch(run, name):
+        return forked.started(2, tmp_path / f"{name}{{rank}}", forked.command, [*options(shards, run), "--json"])
 
-    assert [process.wait(timeout=240) for process in launch(whole, "whole")] == [0, 0]
+    def ends(ranks, timeout_s):
+        for rank in ranks:
+            rank.join(timeout_s)
+        return [rank.exitcode for rank in ranks]
+
+    with launch(whole, "whole") as ranks:
+        assert ends(ranks, 240) == [0, 0]
     for signum, code, least in ((signal.SIGUSR1, 0, 3), (signal.SIGTERM, 143, 8)):
-        first, second = launch(broken, signum.name)
-        wait_for_step(broken, least, first, second)
-        second.send_signal(signum)  # rank 0 hears it from rank 1
-        assert [process.wait(timeout=120) for process in (first, second)] == [code, code]
-        left = json.loads(first.stdout.read())
+        with launch(broken, signum.name) as ranks:
+            wait_for_step(broken, least, is_up=lambda ranks=ranks: all(rank.is_alive() for rank in ranks))
+            os.kill(ranks[1].pid, signum)  # rank 0 hears it from rank 1
+            assert ends(ranks, 120) == [code, code]
+        first, second = ((tmp_path / f"{signum.name}{rank}").read_text() for rank in (0, 1))
+        left = json.loads(next(line for line in first.splitlines() if line.startswith("{")))
         assert left == {"run": str(broken), "stopped_by": signum.name, "step": told(broken)}
         assert left["step"] < STEPS and (broken / "checkpoints/latest").read_text() == f"step{left['step']:06d}"
-        assert f"stopped by {signum.name} after step {left['step']}" in (tmp_path / f"{signum.name}0").read_text()
-        assert second.stdout.read() == "" and "stopped" not in (tmp_path / f"{signum.name}1").read_text()
+        assert f"stopped by {signum.name} after step {left['step']}" in first
+        assert "{" not in second and "stopped" not in second
         assert (broken / "requeue").exists() == (signum == signal.SIGUSR1)
-    assert [process.wait(timeout=240) for process in launch(broken, "rest")] == [0, 0]
+    with launch(broken, "rest") as ranks:
+        assert ends(ranks, 240) == [0, 0]
     expected, got = launches.losses(whole), launches.losses(broken)
     lines = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
     assert lines == list(range(1, STEPS + 1))  # no step lost, none twice
@@ -120,9 +116,9 @@ def test_every_signal_has_its_exit_code(shards, tmp_path, started):
     assert json.loads(process.stdout.read()) == {"run": str(run), "stopped_by": "SIGUSR1", "step": 0}
     assert (run / "requeue").exists() and not (run / "checkpoints").exists()
     for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        process = start(shards, run, tmp_path / signum.name, more=["--set=data.num_workers=1"])
+        process = start(shards, run, tmp_path / signum.name, "--set=data.num_workers=1")
         started.append(process)
-        wait_for_step(run, step + 2, process)
+        wait_for_step(run, step + 2, is_up=lambda process=process: process.poll() is None)
         os.killpg(process.pid, signum)
         assert process.wait(timeout=120) == code, (tmp_path / signum.name).read_text()[-2000:]
         step = json.loads(process.stdout.read())["step"]

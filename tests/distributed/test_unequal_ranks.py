@@ -4,14 +4,12 @@ Every rank calls every module in every step, so that ZeRO-3's gathers meet (Deep
 """
 
 import json
-from pathlib import Path
 
-import launches
+import forked
 import pytest
 import torch
 import unequal
 
-from mri_ds.training.parity.launch import wait_for_ranks
 from mri_ds.training.parity.trace import Trace, compare
 
 LAYOUTS = {2: [(3, 2, "block"), (2, 2, "none")], 4: [(3, 4, "block")]}
@@ -19,15 +17,10 @@ LAYOUTS = {2: [(3, 2, "block"), (2, 2, "none")], 4: [(3, 4, "block")]}
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("ranks", LAYOUTS)
-def test_unequal_ranks_equal_one_process(ranks, tmp_path, monkeypatch):
-    for name, value in launches.environment().items():
-        monkeypatch.setenv(name, value)
+def test_unequal_ranks_equal_one_process(ranks, tmp_path):
     (tmp_path / "layouts.json").write_text(json.dumps(LAYOUTS[ranks]))
-    program = [str(Path(unequal.__file__))]
-    monkeypatch.setattr("mri_ds.training.parity.launch.SILENCE_S", 400)  # a hang fails here
-    ended = lambda: len(list(tmp_path.glob("load*.json")))  # noqa: E731
-    failure = wait_for_ranks(tmp_path, ranks, program=program, ended=ended, progress=lambda done: None)
-    assert failure == "", "\n".join(path.read_text()[-1500:] for path in tmp_path.glob("rank*.log"))
+    codes = forked.start(ranks, tmp_path / "log", unequal.main, tmp_path, timeout_s=400)  # a hang fails here
+    assert codes == [0] * ranks, (tmp_path / "log").read_text()[-4000:]
     (one, load), (precise, _) = unequal.plain(ranks, "fp32"), unequal.plain(ranks, "fp64")
     assert one.norms[3] == 0 and one.losses[3] == 0, "nothing to learn in the fourth update"
     assert all(norm > 0 for update, norm in enumerate(one.norms, start=1) if update != 4)

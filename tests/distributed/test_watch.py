@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 
+import forked
 import launches
 import numpy as np
 import pytest
@@ -52,24 +53,25 @@ def uneven_shards(tmp_path_factory):
     return out
 
 
-def train(shards, folder, sets, *options, launcher=()):
-    command = launches.train_command(
-        2, data=shards, run=folder / "run", ds_config=launches.ROOT / "ds_configs/tiny.json", sets=[*SETS, *sets]
-    )
-    launches.run([command[0], *launcher, *command[1:], *options], folder / "log")
-    return folder / "run"
+def settings(shards, folder, sets, *options):
+    ds_config = launches.ROOT / "ds_configs/tiny.json"
+    return {"data": shards, "run": folder / "run", "ds_config": ds_config, "sets": [*SETS, *sets], "more": options}
 
 
 @pytest.fixture(scope="module")
 def silent(uneven_shards, tmp_path_factory):
     """Each rank's words in a file of its own, beside the run."""
     folder = tmp_path_factory.mktemp("silent")
-    return train(uneven_shards, folder, SILENT, launcher=["--enable_each_rank_log", str(folder / "ranks")])
+    program, *options = launches.train_command(2, **settings(uneven_shards, folder, SILENT))
+    launches.run([program, "--enable_each_rank_log", str(folder / "ranks"), *options], folder / "log")
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
 def watched(uneven_shards, tmp_path_factory):
-    return train(uneven_shards, tmp_path_factory.mktemp("watched"), WATCHED, "--profile", "3-4")
+    folder = tmp_path_factory.mktemp("watched")
+    forked.train(2, folder / "log", **settings(uneven_shards, folder, WATCHED, "--profile", "3-4"))
+    return folder / "run"
 
 
 def rows(run):

@@ -1,11 +1,10 @@
 """One rank whose subjects differ from the others' in size and labels, with the same training in one plain process.
 
-`python unequal.py FOLDER` is a rank: trains the layouts of FOLDER/layouts.json and leaves what it told of each.
+`main(FOLDER)` is a rank: trains the layouts of FOLDER/layouts.json and leaves what it told of each.
 """
 
 import gc
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -63,8 +62,7 @@ def plain(ranks: int, compute: str) -> tuple[Trace, ExpertLoad]:
     return plain_run(objective, updates, optimizer="sgd", **settings, **numbers), load
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
     distributed.start(TIMEOUT_S)
     rank, ranks = distributed.rank(), distributed.world_size()
     for number, (zero, ep, level) in enumerate(json.loads((folder / "layouts.json").read_text())):
@@ -87,7 +85,3 @@ def main() -> None:
         del engine
         gc.collect()
     distributed.stop()
-
-
-if __name__ == "__main__":
-    main()
