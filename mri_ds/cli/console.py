@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mri_ds.errors import InputError
+from mri_ds.quiet import is_quiet
 
 PLAIN_LINE_EVERY_S = 5.0
 
@@ -48,6 +49,9 @@ def stdout_for_result() -> Iterator[None]:
 @contextmanager
 def progress(label: str, unit: str = "") -> Iterator[Progress]:
     """Yields `report(done, total)`: a bar on a terminal's stderr, elsewhere a line every 5 s and at the end; with the rate."""
+    if is_quiet():
+        yield lambda done, total: None
+        return
     if not sys.stderr.isatty():
         yield _plain_lines(label, unit)
         return

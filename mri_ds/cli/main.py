@@ -5,6 +5,7 @@ its traceback or, where the cause is outside of the program, with one line; 130 
 """
 
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from typer.core import TyperGroup
 from mri_ds import __version__
 from mri_ds.cli import bench, console, convert, data, doctor, network, parity, plan, replay, results, train
 from mri_ds.errors import InputError, RunError
+from mri_ds.quiet import be_quiet
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "synthesize": data.synthesize,
@@ -36,12 +38,11 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except InputError as err:
+        except (InputError, RunError) as err:
+            if ctx.params.get("debug"):
+                traceback.print_exception(err)
             console.print_error(err)
-            raise typer.Exit(2) from None
-        except RunError as err:
-            console.print_error(err)
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if isinstance(err, InputError) else 1) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 
@@ -50,7 +51,6 @@ app = typer.Typer(
     name="mri-ds",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -68,11 +68,15 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def describe(
     version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress: results, warnings and errors alone.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an `error:` line's traceback above it.")] = False,
 ) -> None:
     """One network for many MRI tasks: make or shard data, train with DeepSpeed, evaluate, predict.
 
-    `mri-ds COMMAND --help` shows a command's options and an example.
+    `mri-ds COMMAND --help` shows a command's options and an example. `mri-ds --install-completion` teaches them to your shell.
     """
+    if quiet:
+        be_quiet()
 
 
 def main(args: list[str] | None = None) -> None:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from mri_ds.quiet import is_quiet
+
 LINE_EVERY_S = 10.0
 
 
@@ -24,7 +26,8 @@ class Progress:
         self.stream = stream or sys.stderr
         self.began = self.last = time.monotonic()
         self.bars: Bars | None = None
-        if is_shown and self.stream.isatty():
+        self.is_quiet = is_quiet()
+        if is_shown and not self.is_quiet and self.stream.isatty():
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn())
             self.bars = Bars(TextColumn("step"), *columns, console=Console(file=self.stream))
             self.bar = self.bars.add_task("step", total=steps, completed=start, told="starting")
@@ -39,7 +42,7 @@ class Progress:
 
     def update(self, step: int, scalars: dict[str, float]) -> None:
         """After `step` steps; scalars as Window's."""
-        if not self.is_shown:
+        if not self.is_shown or self.is_quiet:
             return
         now = time.monotonic()
         told = self._told(scalars, left_s=(now - self.began) / max(step - self.start, 1) * (self.steps - step))

@@ -1,6 +1,7 @@
 """The command line as a whole: help with examples, exit codes, one line for bad input, what lands on which stream."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,28 @@ def test_input_error_is_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("mri_ds.mri_network.describe", refuse)
     assert refusal("info") == "error: a.nii.gz: image is 2-D (64 x 64). Fix: give a 3-D volume."
+
+
+def test_debug_shows_where_bad_input_was_refused() -> None:
+    plain, told = call("info", "--scale", "smol"), call("--debug", "info", "--scale", "smol")
+    assert plain.exit_code == told.exit_code == 2
+    assert "Traceback" not in plain.stderr and plain.stderr.startswith("error: ")
+    assert told.stderr.startswith("Traceback") and "in info" in told.stderr and told.stderr.endswith("\n" + plain.stderr)
+
+
+def test_quiet_shows_results_without_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MRI_DS_QUIET", "")
+    small = ["synthesize", "--subjects", "2", "--size", "24"]
+    loud, quiet = call(*small, "--out", str(tmp_path / "a")), call("--quiet", *small, "--out", str(tmp_path / "b"))
+    assert "2/2" in loud.stderr and "2/2" not in quiet.stderr
+    assert quiet.stdout.replace(str(tmp_path / "b"), "") == loud.stdout.replace(str(tmp_path / "a"), "") != ""
+
+
+def test_the_shell_completes_commands() -> None:
+    asked = {"_MRI_DS_COMPLETE": "complete_bash", "COMP_WORDS": "mri-ds tra", "COMP_CWORD": "1"}
+    mri_ds = Path(sys.executable).with_name("mri-ds")
+    done = subprocess.run([mri_ds], env=os.environ | asked, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["train"]
 
 
 def test_another_rank_says_which_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
