@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 import zstandard
 
+from mri_ds.data.buffers import Scratch
+
 LEVEL = 3
 DTYPES = ("float32", "int16", "uint16", "uint8", "int32")  # their place is their code in a file: append only
 HAS_CHECKSUM, CHECKSUM_BYTES, RUN_OF_ONE_BYTE = 4, 4, 1  # in a frame: bit of its descriptor, length, type of a block
@@ -39,18 +41,20 @@ def decode_blocks(
     decompressor: zstandard.ZstdDecompressor,
     *,
     part: tuple[slice, ...] = (),
+    scratch: Scratch | None = None,
 ) -> np.ndarray:
     """The inverse, of several blocks at once: (N, *shape) from N frames side by side, `sizes` bytes each; or that part of all.
 
-    Raises ValueError for what is not whole frames of exactly that size.
+    In memory of `scratch` it stands until that is used again. Raises ValueError for what is not whole frames of that size.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
+    scratch = scratch or Scratch()
     with memoryview(frames) as view:
         offset = 0
         for size in sizes:
             _check_frame(view[offset : offset + size], num_bytes)
             offset += size
-        data = np.empty((len(sizes), num_bytes), dtype=np.uint8)
+        data = scratch.empty("bytes", (len(sizes), num_bytes), np.dtype(np.uint8))
         try:
             count = decompressor.stream_reader(view[:offset], read_across_frames=True).readinto(data.reshape(-1).data)
         except zstandard.ZstdError as err:
@@ -60,9 +64,9 @@ def decode_blocks(
     if dtype.itemsize == 1 or not any(is_shuffled):
         return data.view(dtype).reshape(-1, *shape)[(slice(None), *part)]
     if all(is_shuffled):
-        return _unshuffled(data, shape, dtype, part)
+        return _unshuffled(data, shape, dtype, part, scratch)
     each = [
-        _unshuffled(row, shape, dtype, part) if flag else row.view(dtype).reshape(1, *shape)[(slice(None), *part)]
+        _unshuffled(row, shape, dtype, part, Scratch()) if flag else row.view(dtype).reshape(1, *shape)[(slice(None), *part)]
         for row, flag in zip(data[:, None], is_shuffled)
     ]
     return np.concatenate(each)
@@ -86,20 +90,22 @@ def _check_frame(frame: memoryview, num_bytes: int) -> None:
         raise ValueError(f"frame ends at byte {end} of {len(frame)}: it is cut, or there is extra data")
 
 
-def _unshuffled(data: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, part: tuple[slice, ...]) -> np.ndarray:
+def _unshuffled(
+    data: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, part: tuple[slice, ...], scratch: Scratch
+) -> np.ndarray:
     planes = data.reshape(-1, dtype.itemsize, *shape)[(slice(None), slice(None), *part)]
-    low = _joined(planes[:, 1], planes[:, 0], np.uint16)
+
+    def joined(high: np.ndarray, low: np.ndarray, wide: str) -> np.ndarray:
+        """Halves of words -> words, by arithmetic: two to four times as fast as putting bytes side by side."""
+        words = scratch.empty(wide, high.shape, np.dtype(wide))
+        np.multiply(high, 1 << 4 * words.itemsize, out=words, dtype=words.dtype)
+        return np.bitwise_or(words, low, out=words)
+
     if dtype.itemsize == 2:
-        return low.view(dtype)
-    return _joined(_joined(planes[:, 3], planes[:, 2], np.uint16), low, np.uint32).view(dtype)
-
-
-def _joined(high: np.ndarray, low: np.ndarray, wide: type[np.unsignedinteger]) -> np.ndarray:
-    """Halves of words -> words, by arithmetic: two to four times as fast as putting bytes side by side."""
-    words = high.astype(wide)
-    words <<= 4 * words.itemsize
-    words |= low
-    return words
+        return joined(planes[:, 1], planes[:, 0], "uint16").view(dtype)
+    words = scratch.empty("uint32", planes[:, 0].shape, np.dtype(np.uint32))
+    np.multiply(joined(planes[:, 3], planes[:, 2], "uint16"), 1 << 16, out=words, dtype=words.dtype)
+    return np.bitwise_or(words, joined(planes[:, 1], planes[:, 0], "uint16"), out=words).view(dtype)
 
 
 def checksum(data: bytes | memoryview) -> int:
