@@ -9,6 +9,7 @@ decode in the workers, batch_size None); MONAI's fast-training guide (CacheDatas
 its documentation of PersistentDataset (deterministic transforms cached, random ones after).
 """
 
+import functools
 import gzip
 import itertools
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from mri_ds.config import DataConfig, TaskConfig
 from mri_ds.data.ahead import read_ahead
 from mri_ds.data.layouts import SubjectFiles
+from mri_ds.sample import Sample
 
 Epoch = Callable[[], Iterator[tuple[int, float]]]
 
@@ -50,16 +52,20 @@ def ours(job: Job) -> Epoch:
 
     dataset = ShardDataset(job.shards, "train")
 
-    def item(index: int) -> Any:
-        if job.patch is None:
-            sample = dataset.read(index)
-        else:
-            shape = dataset.shape(index)[1:]
-            sample = dataset.read_crop(index, _start(shape, job.patch), _size(shape, job.patch))
+    def tensors(sample: Sample) -> Any:
         maps = {name: torch.from_numpy(sample["targets"][name]) for name in job.maps if name in sample["targets"]}
         return torch.from_numpy(sample["image"]), maps
 
-    return _epochs(_ReadAhead(item, len(dataset), job.num_workers))
+    def crop(index: int, patch: tuple[int, int, int]) -> Any:
+        shape = dataset.shape(index)[1:]
+        return tensors(dataset.read_crop(index, _start(shape, patch), _size(shape, patch)))
+
+    def read(indices: list[int]) -> Iterator[Any]:
+        if job.patch:
+            return read_ahead(functools.partial(crop, patch=job.patch), indices, job.num_workers)
+        return map(tensors, dataset.read_many(indices, num_threads=job.num_workers))
+
+    return _epochs(_Shuffled(read, len(dataset)))
 
 
 def ours_in_training(job: Job) -> Epoch:
@@ -153,14 +159,14 @@ CONTENDERS: dict[str, Callable[[Job], Epoch]] = {
 CROPS_ONLY = {"mri_ds in training"}
 
 
-class _ReadAhead:
-    """Items in a random order, read by threads."""
+class _Shuffled:
+    """Items in a random order, anew for each epoch."""
 
-    def __init__(self, item: Callable[[int], Any], length: int, num_threads: int) -> None:
-        self.item, self.length, self.num_threads = item, length, num_threads
+    def __init__(self, read: Callable[[list[int]], Iterator[Any]], length: int) -> None:
+        self.read, self.length = read, length
 
     def __iter__(self) -> Iterator[Any]:
-        return read_ahead(self.item, torch.randperm(self.length).tolist(), self.num_threads)
+        return self.read(torch.randperm(self.length).tolist())
 
 
 class _Items(Dataset[Any]):

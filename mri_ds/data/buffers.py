@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 MIN_BYTES = 4 * 2**20  # smaller ones malloc keeps by itself
-MAX_WAITING_BYTES = 256 * 2**20  # per process: a sample of 256^3 with two channels and a label map
+MAX_WAITING_BYTES = 512 * 2**20  # per process: three samples of 256^3 with two channels and a label map, as read_many holds
 MAX_SLACK = 1.25  # how much larger than asked for memory may be
 
 _waiting: dict[int, np.ndarray] = {}  # by id, the longest waiting first
@@ -24,6 +24,28 @@ def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     if num_bytes < MIN_BYTES:
         return np.empty(shape, dtype)
     return np.asarray(_Lease(_take(num_bytes), num_bytes)).view(dtype).reshape(shape)
+
+
+class Scratch:
+    """Memory of one thread for what lasts but for a step: of each name there is one piece, until it is asked for again.
+
+    >>> scratch = Scratch()
+    >>> np.shares_memory(scratch.empty("sum", (9,), np.dtype("int16")), scratch.empty("sum", (2, 2), np.dtype("float32")))
+    True
+    """
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, np.ndarray] = {}
+
+    def empty(self, name: str, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """An array to be filled, of any size: only pieces of up to MIN_BYTES are kept."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if num_bytes > MIN_BYTES:
+            return empty(shape, dtype)
+        piece = self._pieces.get(name)
+        if piece is None or piece.nbytes < num_bytes:
+            piece = self._pieces[name] = np.empty(num_bytes, np.uint8)
+        return piece[:num_bytes].view(dtype).reshape(shape)
 
 
 class _Lease:

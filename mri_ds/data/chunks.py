@@ -11,9 +11,11 @@ A chunk is 32^3 voxels: a 128^3 box out of a 512^3 volume touches at most 5^3 of
 Nothing is believed before its checksum, and nothing is allocated before its size is held against the bytes that there are.
 """
 
+import functools
 import itertools
 import math
 import struct
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,7 +38,18 @@ MAX_ARRAY_BYTES = 4 * 2**30  # 4 GiB: four channels of 640^3 float32
 FIX = "shard the data again"
 
 ReadAt = Callable[[int, int], bytes]  # (offset in the member, number of bytes) -> those bytes
+Piece = Callable[[ReadAt], None]  # of the work of reading a box
 Box = tuple[slice, slice, slice]
+
+
+class _Tools(threading.local):
+    """Of each thread its own."""
+
+    def __init__(self) -> None:
+        self.scratch, self.decompressor = buffers.Scratch(), zstandard.ZstdDecompressor()
+
+
+_TOOLS = _Tools()
 
 
 @dataclass(frozen=True)
@@ -137,29 +150,46 @@ def read_box(
 
     Raises ValueError for a box that is not inside the array, CorruptError where a chunk fails its checksum.
     """
+    box, pieces = box_in_pieces(layout, start, shape, dtype=dtype, where=where)
+    for piece in pieces:
+        piece(read_at)
+    return box
+
+
+def box_in_pieces(
+    layout: Layout, start: Sequence[int], shape: Sequence[int], *, dtype: np.dtype | None = None, where: str = ""
+) -> tuple[np.ndarray, list[Piece]]:
+    """What `read_box` gives, still empty, and the work that fills it: pieces that may run in any order and side by side.
+
+    Raises ValueError for a box that is not inside the array. Its pieces raise CorruptError where a chunk fails its checksum.
+    """
     inside = layout.shape4[1:]
     if any(s < 0 or n < 0 or s + n > whole for s, n, whole in zip(start, shape, inside, strict=True)):
         raise ValueError(f"box of {tuple(shape)} voxels at {tuple(start)} is not inside {inside}")
-    out = buffers.empty((layout.shape4[0], *shape), dtype or layout.dtype)
-    if out.size == 0:
-        return out
-    decompressor = zstandard.ZstdDecompressor()
-    for run in _runs(_batches(layout, start, shape), layout.offsets):
-        begin, end = layout.offsets[[run[0].first, run[-1].stop]].tolist()
-        data = memoryview(_exactly(read_at, begin, end - begin, where))  # its slices copy nothing
-        for batch in run:
-            offsets = (layout.offsets[batch.first : batch.stop + 1] - begin).tolist()
-            frames = data[offsets[0] : offsets[-1]]
-            _check(frames, offsets, layout, batch, where)
-            sizes = [stop - first for first, stop in itertools.pairwise(offsets)]
-            is_shuffled = layout.is_shuffled[batch.first : batch.stop].tolist()
-            try:
-                blocks = decode_blocks(frames, sizes, batch.extent, layout.dtype, is_shuffled, decompressor, part=batch.part)
-            except ValueError as err:  # its checksum is right: whoever wrote it, wrote this
-                what = f"one of chunks {batch.first} to {batch.stop - 1} cannot be decoded ({err})"
-                raise InputError(what, where=where, fix=FIX) from None
-            _put(out[(slice(None), *batch.target)], blocks, batch.columns)
-    return out
+    box = buffers.empty((layout.shape4[0], *shape), dtype or layout.dtype)
+    runs = _runs(_batches(layout, start, shape), layout.offsets) if box.size else []
+    return box, [functools.partial(_read_run, layout=layout, run=run, box=box, where=where) for run in runs]
+
+
+def _read_run(read_at: ReadAt, *, layout: Layout, run: "list[_Batch]", box: np.ndarray, where: str) -> None:
+    """Fills what one read holds of the box."""
+    scratch, decompressor = _TOOLS.scratch, _TOOLS.decompressor
+    begin, end = layout.offsets[[run[0].first, run[-1].stop]].tolist()
+    data = memoryview(_exactly(read_at, begin, end - begin, where))  # its slices copy nothing
+    for batch in run:
+        offsets = (layout.offsets[batch.first : batch.stop + 1] - begin).tolist()
+        frames = data[offsets[0] : offsets[-1]]
+        _check(frames, offsets, layout, batch, where)
+        sizes = [stop - first for first, stop in itertools.pairwise(offsets)]
+        is_shuffled = layout.is_shuffled[batch.first : batch.stop].tolist()
+        try:
+            blocks = decode_blocks(
+                frames, sizes, batch.extent, layout.dtype, is_shuffled, decompressor, part=batch.part, scratch=scratch
+            )
+        except ValueError as err:  # its checksum is right: whoever wrote it, wrote this
+            what = f"one of chunks {batch.first} to {batch.stop - 1} cannot be decoded ({err})"
+            raise InputError(what, where=where, fix=FIX) from None
+        _put(box[(slice(None), *batch.target)], blocks, batch.columns, scratch)
 
 
 def _check(frames: memoryview, offsets: list[int], layout: Layout, batch: "_Batch", where: str) -> None:
@@ -173,7 +203,7 @@ def _check(frames: memoryview, offsets: list[int], layout: Layout, batch: "_Batc
             raise CorruptError(what, where=where, fix=FIX)
 
 
-def _put(out: np.ndarray, blocks: np.ndarray, columns: slice) -> None:
+def _put(out: np.ndarray, blocks: np.ndarray, columns: slice, scratch: buffers.Scratch) -> None:
     """Blocks (K * C, D, H, w) of K chunks side by side -> out (C, D, H, W), those of their K w columns that are wanted.
 
     Lines of w voxels are put side by side as one item each, and whole ones are cast: twice as fast as casting piece by piece.
@@ -186,8 +216,10 @@ def _put(out: np.ndarray, blocks: np.ndarray, columns: slice) -> None:
     lines = blocks.reshape(-1, num_channels, d, h, w).view(line)[..., 0].transpose(1, 2, 3, 0)  # C D H K
     if out.dtype == blocks.dtype and out.shape[3] == w * lines.shape[3]:
         out.view(line)[...] = lines
-    else:
-        out[...] = np.ascontiguousarray(lines).view(blocks.dtype)[..., columns]
+        return
+    wide = scratch.empty("lines", lines.shape, line)
+    wide[...] = lines
+    out[...] = wide.view(blocks.dtype)[..., columns]
 
 
 def _exactly(read_at: ReadAt, offset: int, size: int, where: str) -> bytes:

@@ -3,6 +3,8 @@
 Axes: C channel, D H W voxels.  In: a folder of shards, here or at a URL.  Out: Samples, each read by byte range.
 """
 
+import functools
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -12,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from mri_ds.config import TaskConfig, nearest
-from mri_ds.data.chunks import Layout, ReadAt, decode_array, read_box, read_layout
+from mri_ds.data.ahead import Work, read_together
+from mri_ds.data.chunks import Layout, Piece, ReadAt, box_in_pieces, decode_array, read_layout
 from mri_ds.data.entries import ShardEntry, index_path, load_index, read_meta, scan_shard
 from mri_ds.data.foreground import places_to_voxels
 from mri_ds.data.manifest import Manifest, read_manifest
@@ -24,6 +27,8 @@ from mri_ds.sample import Sample
 
 __all__ = ["ShardDataset", "ShardEntry", "index_path", "load_index", "scan_shard"]
 
+FLOAT_BYTES = 4
+AHEAD_BYTES = 256 * 2**20  # of images begun beside the one that is asked for
 KEPT_HEADS = 512  # samples whose meta.json and chunk tables stay in memory: some 100 kB each for a large volume
 
 
@@ -123,18 +128,34 @@ class ShardDataset:
 
         The affine is that of the box. Raises what `read` does, and ValueError for a box that is not inside the volume.
         """
-        shard, entry = self._entries[index]
-        wanted = [task for task in self.tasks if tasks is None or task in tasks]
-        with open_tar(shard) as read_at:
-            meta = self._meta(index, read_at)
-            image = self._box(index, IMAGE, meta.shape, start, shape, read_at, np.float32)
-            labels = {}
-            for task in wanted:
-                if (name := label_member(task)) in entry.members:
-                    labels[task] = self._box(index, name, meta.shape[1:], start, shape, read_at, np.int16)[0]
-        sample = make_sample(meta, image, labels, start)
-        sample["targets"] = {task: target for task, target in sample["targets"].items() if task in wanted}
-        return sample
+        with open_tar(self._entries[index][0]) as read_at:
+            finish, pieces = self._in_pieces(index, start, shape, tasks, read_at)
+            for piece in pieces:
+                piece(read_at)
+        return finish()
+
+    def read_many(
+        self, indices: Sequence[int], *, tasks: Collection[str] | None = None, num_threads: int = 0
+    ) -> Iterator[Sample]:
+        """What `read` gives for each of `indices`, in that order, by threads that share the work on each sample.
+
+        So the first is there soon, and of large samples one is in memory beside the one in use and the one in work; 0 threads
+        read when asked. Raises what `read` does, where that sample would stand.
+        """
+
+        def begin(index: int) -> Work[Sample]:
+            shard = self._entries[index][0]
+            with open_tar(shard) as read_at:
+                finish, pieces = self._in_pieces(index, (0, 0, 0), self.shape(index)[1:], tasks, read_at)
+
+            def run(piece: Piece) -> None:
+                with open_tar(shard) as read_at:
+                    piece(read_at)
+
+            return finish, [functools.partial(run, piece) for piece in pieces]
+
+        largest = max((FLOAT_BYTES * math.prod(self.shape(index)) for index in indices), default=1)
+        return read_together(begin, indices, num_threads, num_ahead=max(1, min(num_threads, AHEAD_BYTES // largest)))
 
     def samples(self, *, skip_corrupt: bool = False) -> Iterator[Sample]:
         """All samples in order. With `skip_corrupt` those that fail a checksum are left out and counted in `num_corrupt`."""
@@ -148,6 +169,27 @@ class ShardDataset:
                 continue
             yield sample
 
+    def _in_pieces(
+        self, index: int, start: Sequence[int], shape: Sequence[int], tasks: Collection[str] | None, read_at: ReadAt
+    ) -> tuple[Callable[[], Sample], list[Piece]]:
+        """What gives the box of sample `index`, once the pieces of work beside it are done, in any order."""
+        entry = self._entries[index][1]
+        wanted = [task for task in self.tasks if tasks is None or task in tasks]
+        meta = self._meta(index, read_at)
+        image, pieces = self._box(index, IMAGE, meta.shape, start, shape, read_at, np.float32)
+        labels = {}
+        for task in wanted:
+            if (name := label_member(task)) in entry.members:
+                label, more = self._box(index, name, meta.shape[1:], start, shape, read_at, np.int16)
+                labels[task], pieces = label[0], pieces + more
+
+        def finish() -> Sample:
+            sample = make_sample(meta, image, labels, start)
+            sample["targets"] = {task: target for task, target in sample["targets"].items() if task in wanted}
+            return sample
+
+        return finish, pieces
+
     def _box(
         self,
         index: int,
@@ -157,11 +199,11 @@ class ShardDataset:
         shape: Sequence[int],
         read_at: ReadAt,
         dtype: type[np.generic],
-    ) -> np.ndarray:
-        """(C, *shape) of one array member; a label map is one channel."""
+    ) -> tuple[np.ndarray, list[Piece]]:
+        """(C, *shape) of one array member, a label map is one channel; and the work that fills it, given the whole tar."""
         shard, entry = self._entries[index]
         where = f"{shard}: {entry.key}.{name}"
-        size = entry.members[name][1]
+        offset, size = entry.members[name]
 
         def load() -> Layout:
             layout = read_layout(self._member(index, name, read_at), size, where=where)
@@ -169,12 +211,12 @@ class ShardDataset:
             return layout
 
         layout = self._kept(index, name, load)
-        offset = entry.members[name][0]
+        box, pieces = box_in_pieces(layout, start, shape, dtype=np.dtype(dtype), where=where)
 
-        def read(begin: int, count: int) -> bytes:
-            return read_at(offset + begin, count)
+        def run(piece: Piece, read_at: ReadAt) -> None:
+            piece(lambda begin, count: read_at(offset + begin, count))
 
-        return read_box(read, layout, start, shape, dtype=np.dtype(dtype), where=where)
+        return box, [functools.partial(run, piece) for piece in pieces]
 
     def _meta(self, index: int, read_at: ReadAt) -> SampleMeta:
         shard, entry = self._entries[index]

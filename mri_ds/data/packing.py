@@ -15,6 +15,7 @@ import numpy as np
 import zstandard
 
 from mri_ds import __version__
+from mri_ds.data.codec import LEAST_SAVED, LEVEL
 from mri_ds.data.entries import write_index
 from mri_ds.data.fingerprint import Summary
 from mri_ds.data.inside_tar import TAR
@@ -127,7 +128,8 @@ def recipe_of(dataset: Dataset, subjects: list[SubjectFiles]) -> Recipe:
     """What a shard's bytes depend on: versions, tasks, the names in its split, its subjects' files, and the next subject's,
     whose size may have ended it. Files are told apart by path, size and time of change, as `make` does."""
     names = [subject.subject_id for subject in subjects]
-    plan = [FORMAT_VERSION, __version__, zstandard.__version__, np.__version__, MAX_SHARD_BYTES, MIN_SHARDS, names]
+    plan = [FORMAT_VERSION, LEVEL, LEAST_SAVED, MAX_SHARD_BYTES, MIN_SHARDS, names]
+    plan += [__version__, zstandard.__version__, np.__version__]
     plan += [dataset.channels, {name: task.model_dump() for name, task in dataset.tasks.items()}]
 
     def recipe(first: int, last: int) -> str:

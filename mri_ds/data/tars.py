@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+import numpy as np
+
+from mri_ds.data import buffers
 from mri_ds.data.chunks import ReadAt
 from mri_ds.data.codec import checksum
 from mri_ds.data.members import FIX
@@ -155,9 +158,18 @@ def _reader(file: BinaryIO, shard: Path) -> ReadAt:
 
 
 def _pread(descriptor: int, offset: int, size: int) -> bytes:
-    """All of `size` bytes unless the file ends: one pread gives 2 GiB at most."""
+    """All of `size` bytes unless the file ends: one pread gives 2 GiB at most. Much at once comes in memory used again."""
+    if buffers.MIN_BYTES <= size <= MAX_MEMBER_BYTES:
+        return _pread_again(descriptor, offset, size)  # type: ignore[return-value]  # a view serves
     parts = []
     while size > 0 and (part := os.pread(descriptor, min(size, 2**30), offset)):
         parts.append(part)
         offset, size = offset + len(part), size - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _pread_again(descriptor: int, offset: int, size: int) -> memoryview:
+    view, done = buffers.empty((size,), np.dtype(np.uint8)).data, 0
+    while done < size and (count := os.preadv(descriptor, [view[done : done + 2**30]], offset + done)):
+        done += count
+    return view[:done]

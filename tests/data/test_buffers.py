@@ -72,3 +72,16 @@ def test_threads_never_share_a_piece():
     for thread in threads:
         thread.join(120)
     assert not torn and 1 <= len(buffers._waiting) <= 4, "they took turns with four pieces at most"
+
+
+def test_scratch_is_one_piece_per_name_and_thread_and_never_a_large_one():
+    scratch = buffers.Scratch()
+    words = scratch.empty("words", (4, 5), np.dtype("uint16"))
+    assert words.shape == (4, 5) and words.dtype == np.uint16 and words.flags.c_contiguous
+    assert address(scratch.empty("words", (20,), np.dtype("uint8"))) == address(words)
+    assert not np.shares_memory(scratch.empty("lines", (4, 5), np.dtype("uint16")), words)
+    larger = scratch.empty("words", (100,), F32)
+    assert not np.shares_memory(larger, words) and address(scratch.empty("words", (1,), F32)) == address(larger)
+    large = scratch.empty("words", (buffers.MIN_BYTES + 4,), np.dtype("uint8"))
+    assert large.shape == (buffers.MIN_BYTES + 4,) and not np.shares_memory(large, larger)
+    assert address(scratch.empty("words", (1,), F32)) == address(larger), "the large one was not kept"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from mri_ds.data import buffers, chunks
 from mri_ds.data.index import ShardDataset, index_path, scan_shard
 from mri_ds.data.members import encode_sample
 from mri_ds.errors import CorruptError, InputError
@@ -209,6 +210,23 @@ def test_a_crop_is_that_of_the_whole_with_its_place_in_the_world(large, start, s
         assert crop["spacing_mm"].tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("num_threads", [0, 1, 3])
+def test_many_are_read_as_each_alone(large, num_threads, monkeypatch):
+    """In the order asked for, one of them twice, in many pieces, with memory that is used again at once."""
+    dataset, samples = large
+    monkeypatch.setattr(chunks, "READ_BYTES", 2**17)
+    monkeypatch.setattr(buffers, "MIN_BYTES", 2**14)
+    order = [1, 0, 0, 1, 0]
+    for i, sample in zip(order, dataset.read_many(order, num_threads=num_threads), strict=True):
+        alone = dataset.read(i)
+        assert np.array_equal(sample["image"], samples[i]["image"]) and sample["image"].dtype == np.float32
+        assert np.array_equal(sample["targets"]["tissue"], samples[i]["targets"]["tissue"])
+        assert sample["targets"].keys() == alone["targets"].keys() and sample["subject_id"] == alone["subject_id"]
+        assert np.array_equal(sample["affine"], alone["affine"])
+    only = next(dataset.read_many([1], tasks=["age"], num_threads=num_threads))
+    assert list(only["targets"]) == ["age"]
+
+
 def test_a_crop_reads_its_chunks_and_no_more(large, tmp_path):
     """As the kernel counts reads: one of 36 chunks of each array (4.3 % of it), once tables and meta.json are known."""
     dataset, _ = large
@@ -234,7 +252,7 @@ def test_what_placing_and_normalising_a_crop_need_is_known_without_voxels(large,
     from mri_ds.data.preprocess import border_minimum, normalize
 
     dataset, samples = large
-    monkeypatch.setattr("mri_ds.data.index.read_box", None)
+    monkeypatch.setattr("mri_ds.data.index.box_in_pieces", None)
     assert dataset.shape(0) == (2, 80, 96, 100) and dataset.site(0) is None
     found, expected = dataset.foreground(0, "tissue"), foreground_voxels(samples[0]["targets"]["tissue"])
     assert len(found) == 2 and all(np.array_equal(a, b) for a, b in zip(found, expected))
@@ -263,6 +281,15 @@ def test_a_flipped_bit_is_a_checksum_error_that_names_shard_and_key(folder, memb
     with pytest.raises(CorruptError, match=rf"train-000001.tar: sub-004.{member}: .*checksum"):
         dataset.read(4)
     assert dataset.read(3)["subject_id"] == "sub-003"
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_among_many_a_flipped_bit_is_told_in_its_place(folder, num_threads):
+    flip(folder, "train-000001", 1, "image.chunks")
+    many = ShardDataset(folder, "train").read_many([3, 4, 5], num_threads=num_threads)
+    assert next(many)["subject_id"] == "sub-003"
+    with pytest.raises(CorruptError, match=r"train-000001.tar: sub-004.image.chunks: .*checksum"):
+        next(many)
 
 
 def test_reading_goes_on_past_corrupt_samples_and_counts_them_on_request(folder):
