@@ -1,9 +1,9 @@
 """What ZeRO-3 with expert parallelism costs, beside one plain PyTorch process on the same cores and the same global batch.
 
-Out: seconds of a weight update for `plain` (one process, two threads, no DeepSpeed) and for two ranks of one thread each with
-ZeRO-3 and with ZeRO-0; what a checkpoint costs; and weak scaling: 1, 2 and 4 ranks with one subject each, beside what the machine
-itself allows, told by matrix products on as many processes at once. All processes live throughout and wait while it is not their
-turn; rounds take turns, medians count, so that a slow minute of the machine slows all alike.
+Out: seconds of a weight update, and of the CPU time in it, for `plain` (one process, two threads, no DeepSpeed) and for two ranks
+of one thread each with ZeRO-3 and with ZeRO-0; what a checkpoint costs; and weak scaling: 1, 2 and 4 ranks with one subject each,
+beside what the machine itself allows, told by matrix products on as many processes at once. All processes live throughout and
+wait while it is not their turn; rounds take turns, medians count, so that a slow minute of the machine slows all alike.
 """
 
 import json
@@ -36,6 +36,7 @@ class Team:
     def __init__(self, ranks: int, stack: ExitStack, **job: Any) -> None:
         port = str(free_port())
         self.ranks, self.samples = ranks, ranks * job["micro_batch"]
+        self.cpu_s = 0.0
         self.members = [stack.enter_context(self._start(rank, port, job)) for rank in range(ranks)]
         for member in self.members:
             stack.callback(member.kill)
@@ -50,18 +51,21 @@ class Team:
         )
 
     def ask(self, what: str) -> float:
-        """Seconds that the slowest member took. Raises RuntimeError when one has ended."""
+        """Seconds that the slowest member took; `cpu_s` is then what all worked. Raises RuntimeError when one has ended."""
         for member in self.members:
             assert member.stdin is not None
             member.stdin.write(f"{what}\n")
             member.stdin.flush()
-        return max(self._answer(member) for member in self.members)
+        told = [self._answer(member) for member in self.members]
+        self.cpu_s = sum(cpu for _, cpu in told)
+        return max(wall for wall, _ in told)
 
-    def _answer(self, member: "subprocess.Popen[str]") -> float:
+    def _answer(self, member: "subprocess.Popen[str]") -> tuple[float, float]:
         assert member.stdout is not None
         for line in member.stdout:
             if line.startswith(ANSWER):
-                return float(json.loads(line.removeprefix(ANSWER)))
+                wall, cpu = json.loads(line.removeprefix(ANSWER))
+                return float(wall), float(cpu)
         raise RuntimeError(f"a rank of {self.ranks} ended with code {member.wait()}")
 
 
@@ -104,7 +108,7 @@ def bench_scaling(
             teams |= {f"weak{ranks}": team(ranks, ranks) for ranks in weak}
         seconds = _take_turns(teams, steps, rounds, progress)
     median = {name: statistics.median(found) for name, found in seconds.items()}
-    rows = {name: _row(each, median[name], seconds[name]) for name, each in teams.items()}
+    rows = {name: _row(each, median[name], seconds[name], median[f"cpu {name}"]) for name, each in teams.items()}
     out: dict[str, Any] = {**common, "global_batch": global_batch, "steps": steps, "rounds": rounds, "passed": {}}
     if "targets" in parts:
         out |= _judged(rows, median)
@@ -121,6 +125,7 @@ def _take_turns(teams: dict[str, Team], steps: int, rounds: int, progress: Progr
     for done in range(rounds):
         for name, each in teams.items():
             seconds[name].append(each.ask(f"steps {steps}") / steps)
+            seconds[f"cpu {name}"].append(each.cpu_s / steps)
             if name.startswith("weak"):
                 seconds[f"product {name}"].append(each.ask(f"product {PRODUCTS}") / PRODUCTS)
         if "zero3" in teams:
@@ -130,10 +135,10 @@ def _take_turns(teams: dict[str, Team], steps: int, rounds: int, progress: Progr
     return seconds
 
 
-def _row(team: Team, step_s: float, turns: Sequence[float]) -> dict[str, Any]:
-    """`fastest_s` and `slowest_s` tell how quiet the machine was."""
+def _row(team: Team, step_s: float, turns: Sequence[float], cpu_s: float) -> dict[str, Any]:
+    """`fastest_s` and `slowest_s` tell how quiet the machine was; `cpu_s` of all ranks hardly depends on that."""
     told = {"ranks": team.ranks, "samples": team.samples, "step_s": step_s, "samples_per_s": team.samples / step_s}
-    return told | {"fastest_s": min(turns), "slowest_s": max(turns)}
+    return told | {"fastest_s": min(turns), "slowest_s": max(turns), "cpu_s": cpu_s}
 
 
 def _judged(rows: dict[str, Any], median: dict[str, float]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mri_ds.objectives.supervised import SupervisedObjective
 from mri_ds.objectives.task_loss import loss_of
 from mri_ds.training import ds_config as ds
 from mri_ds.training.expert_parallel import install_expert_product, spread_experts
+from mri_ds.training.resident import spare_resident
 from mri_ds.training.without_zero import correct_without_zero
 
 VOLUME_HEAD_LR = 2.0  # times the learning rate of the rest
@@ -46,7 +47,7 @@ def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
     )
     install_expert_product(engine.module)
     correct_without_zero(engine)
-    _gather_in_one(engine)
+    spare_resident(engine)
     return engine
 
 
@@ -63,25 +64,6 @@ def _import_muon_as_it_is() -> None:
         import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     finally:
         compiler.compile = compile
-
-
-def _gather_in_one(engine: Any) -> None:
-    """After a step, ZeRO-3 gathers each resident parameter by itself; here those of one process group go in one message.
-
-    At `small` that is 3 messages instead of 136 and takes 0.07 s off a step of two CPU ranks.
-    """
-    resident = getattr(engine.optimizer, "persistent_parameters", [])
-    if not resident:
-        return
-
-    def all_gather(params: list[Any]) -> None:
-        groups: dict[int, list[Any]] = {}
-        for p in params:
-            groups.setdefault(id(p.ds_process_group), []).append(p)
-        for group in groups.values():
-            group[0].all_gather_coalesced(group).wait()
-
-    resident[0].all_gather = all_gather  # the optimiser calls that of the first, with all of them
 
 
 def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:

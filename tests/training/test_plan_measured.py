@@ -77,14 +77,13 @@ def test_peak_memory_of_one_rank(tmp_path):
 @pytest.mark.timeout(290)
 def test_peak_memory_and_messages_of_two_ranks(tmp_path):
     case = {"scale": "tiny", "patch": 64, "micro": 2}
-    real, (held, traffic, parameters) = measured(2, tmp_path, **case), planned(2, **case)
+    real, (held, traffic, _) = measured(2, tmp_path, **case), planned(2, **case)
     assert held.peak == pytest.approx(real["peak_bytes"], rel=0.15), real
     sent = real["sent_bytes"]  # summed over both ranks
     # DeepSpeed counts what a rank puts in: its shard of a gather, the whole of a reduction, the rows that it gives away
     gathered = sum(one.bytes_message for (_, kind), one in traffic.items() if kind == "all_gather")
     assert sent["all_gather_into_tensor"] == pytest.approx(gathered, rel=0.01)
     reduced = 2 * sum(one.bytes_message for (_, kind), one in traffic.items() if kind == "reduce_scatter")
-    alone = 2 * 4 * sum(parameters.experts) // 2  # experts without a replica are reduced among one: counted, and not sent
-    assert sent["reduce_scatter_tensor"] == pytest.approx(reduced + alone, rel=0.01)
+    assert sent["reduce_scatter_tensor"] == pytest.approx(reduced, rel=0.01)  # experts without a replica are reduced with nobody
     # experts are not evenly loaded, but what one rank sends more the other sends less; beside rows go their numbers
     assert sent["all_to_all_single"] == pytest.approx(2 * traffic["tokens", "all_to_all"].bytes_message, rel=0.05)
