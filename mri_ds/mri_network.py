@@ -52,7 +52,13 @@ class BaseMRINet(nn.Module):
         in_channels = self.features.out_channels if self.features is not None else model.in_channels
         width = model.stem_channels
         self.stem = Stem(in_channels, width)
-        self.embedding = OptimizedCubeEmbedding(4 * width, model.embed_dim, stride=self.stride, multi_scale=model.use_multi_scale, every_token=model.dense_double_cubes)
+        self.embedding = OptimizedCubeEmbedding(
+            4 * width,
+            model.embed_dim,
+            stride=self.stride,
+            multi_scale=model.use_multi_scale,
+            every_token=model.dense_double_cubes,
+        )
         self.encoder = Encoder(
             model.embed_dim,
             model.num_layers,
@@ -68,7 +74,9 @@ class BaseMRINet(nn.Module):
             attention_dropout=model.attention_dropout,
             attention_backends=model.attention_backends,
         )
-        self.decoder = Decoder(model.embed_dim, width, num_layers=model.decoder_layers, window=model.window) if voxel_priors else None
+        self.decoder = (
+            Decoder(model.embed_dim, width, num_layers=model.decoder_layers, window=model.window) if voxel_priors else None
+        )
         self.voxel_heads = (
             VoxelHeads(width, 4 * width, voxel_priors, deep_supervision=model.deep_supervision) if voxel_priors else None
         )

@@ -27,7 +27,16 @@ class OptimizedCubeEmbedding(nn.Module):
     Learned positions live on a small grid and are interpolated to the token grid, so any volume size fits.
     """
 
-    def __init__(self, in_channels: int, dim: int, *, stride: Grid, multi_scale: bool = True, position_grid: int = 6, every_token: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        *,
+        stride: Grid,
+        multi_scale: bool = True,
+        position_grid: int = 6,
+        every_token: bool = False,
+    ) -> None:
         super().__init__()
         if any(s < 4 or s % 4 for s in stride):
             raise ValueError(f"token stride {stride}: every side must be a multiple of 4 voxels")

@@ -8,6 +8,7 @@ from mri_ds.config import TaskConfig, load_config
 from mri_ds.mri_network import BaseMRINet
 from mri_ds.nn import slabs
 from mri_ds.nn.slabs import Planes, convolve, upsampled
+from mri_ds.training.plan.trace import _Watch
 
 TASKS = {
     "tissue": TaskConfig(kind="segmentation", classes=["background", "grey", "white"], class_prior=[0.7, 0.2, 0.1]),
@@ -27,7 +28,11 @@ def small_slabs(monkeypatch):
 @torch.no_grad()
 def test_a_convolution_in_slabs_is_that_of_the_whole(kernel, stride, small_slabs):
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(2, 3, 23, 16, 17, dtype=torch.float64), torch.randn(4, 3, *kernel).double(), torch.randn(4).double()
+    x, weight, bias = (
+        torch.randn(2, 3, 23, 16, 17, dtype=torch.float64),
+        torch.randn(4, 3, *kernel).double(),
+        torch.randn(4).double(),
+    )
     pad = (1, 2, 0, 1, 3, 1)
     expected = F.conv3d(F.pad(x, pad), weight, bias, stride, (1, 0, 1))
     read = []
@@ -89,3 +94,29 @@ def test_training_and_patches_stay_whole():
     assert not slabs.is_large(x.shape)
     with torch.no_grad():
         assert slabs.is_large(x.shape) and not slabs.is_large(x[:, :1].shape)
+
+
+def peak_bytes(edge):
+    """Most that is alive during one pass over edge^3 voxels, without the weights: counted storage by storage, not sampled."""
+    settings = load_config(scale="tiny").model.model_copy(update={"attention": "windowed"})
+    torch.manual_seed(0)
+    net = BaseMRINet(settings, TASKS).bfloat16().eval()
+    image = torch.zeros(1, 1, edge, edge, edge, dtype=torch.bfloat16)
+    watch = _Watch(ignored=[*net.parameters(), *net.buffers(), image])
+    with torch.no_grad(), watch:
+        net(image)
+    return watch.peak
+
+
+def test_memory_beside_the_maps_does_not_grow_with_the_volume(monkeypatch):
+    """What the maps of the network take by themselves, by hand: of each voxel, in numbers of bfloat16, while logits are made
+    skips c + c/2, decoder's features c + c/2, logits K and their coarse part K/8."""
+    c, classes = 4, 3
+    maps = 2 * (3 * c + 1.125 * classes)
+    voxels = 72**3 - 48**3
+    whole = (peak_bytes(72) - peak_bytes(48)) / voxels
+    monkeypatch.setattr(slabs, "LARGE", 2**16)
+    monkeypatch.setattr(slabs, "SLAB", 2**14)
+    in_slabs = (peak_bytes(72) - peak_bytes(48)) / voxels
+    assert 0.9 * maps < in_slabs < 1.3 * maps, (in_slabs, maps)
+    assert whole > 2 * maps, (whole, maps)
