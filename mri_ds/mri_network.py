@@ -11,7 +11,7 @@ Axes: B batch, C channel, D H W voxels, N tokens, D width, K classes.
 This file is the only reader of ModelConfig; everything it builds takes plain values.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from mri_ds.nn.cross_task import CrossTaskAttention
 from mri_ds.nn.decoder import Decoder
 from mri_ds.nn.embedding import OptimizedCubeEmbedding
 from mri_ds.nn.gradients import DifferentialFeatures
+from mri_ds.nn.recomputation import recomputed
 from mri_ds.nn.transformer import Encoder
 
 Tasks = Mapping[str, TaskConfig]
@@ -51,7 +52,13 @@ class BaseMRINet(nn.Module):
         in_channels = self.features.out_channels if self.features is not None else model.in_channels
         width = model.stem_channels
         self.stem = Stem(in_channels, width)
-        self.embedding = OptimizedCubeEmbedding(4 * width, model.embed_dim, stride=self.stride, multi_scale=model.use_multi_scale)
+        self.embedding = OptimizedCubeEmbedding(
+            4 * width,
+            model.embed_dim,
+            stride=self.stride,
+            multi_scale=model.use_multi_scale,
+            every_token=model.dense_double_cubes,
+        )
         self.encoder = Encoder(
             model.embed_dim,
             model.num_layers,
@@ -67,7 +74,9 @@ class BaseMRINet(nn.Module):
             attention_dropout=model.attention_dropout,
             attention_backends=model.attention_backends,
         )
-        self.decoder = Decoder(model.embed_dim, width) if voxel_priors else None
+        self.decoder = (
+            Decoder(model.embed_dim, width, num_layers=model.decoder_layers, window=model.window) if voxel_priors else None
+        )
         self.voxel_heads = (
             VoxelHeads(width, 4 * width, voxel_priors, deep_supervision=model.deep_supervision) if voxel_priors else None
         )
@@ -87,13 +96,12 @@ class BaseMRINet(nn.Module):
     def forward(self, image: torch.Tensor, spacing_mm: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """image (B, C, D, H, W) normalised, spacing_mm (B, 3) of its grid (None: 1 mm) -> {task: prediction}."""
         padded = pad_to_multiple(image, self.stride)
-        features = padded if self.features is None else self.features(padded, spacing_mm)
-        full, half = self.stem(features)
-        tokens, grid, fine = self.embedding(half)
+        run = recomputed if self.encoder.recompute == "full" else _run
+        full, half, tokens, grid, fine = run(self._embed, padded, spacing_mm)
         tokens = self.encoder(tokens, grid)
         out: dict[str, torch.Tensor] = {}
-        if self.decoder is not None and self.voxel_heads is not None:
-            logits = self.voxel_heads(*self.decoder(tokens, grid, fine, half, full))
+        if self.decoder is not None:
+            logits = run(self._decode, tokens, grid, fine, half, full)
             out = {task: _unpad(x, padded.shape[2:], image.shape[2:]) for task, x in logits.items()}
         if self.volume_heads is not None:
             if self.cross_task is not None:
@@ -102,6 +110,18 @@ class BaseMRINet(nn.Module):
                 task_tokens = tokens.mean(dim=1, keepdim=True).expand(-1, self.num_volume_tasks, -1)
             out |= self.volume_heads(task_tokens, out)
         return out
+
+    def _embed(self, image: torch.Tensor, spacing_mm: torch.Tensor | None) -> tuple[Any, ...]:
+        features = image if self.features is None else self.features(image, spacing_mm)
+        full, half = self.stem(features)
+        return full, half, *self.embedding(half)
+
+    def _decode(self, *tokens_and_skips: Any) -> dict[str, torch.Tensor]:
+        return self.voxel_heads(*self.decoder(*tokens_and_skips))  # type: ignore[misc, no-any-return]
+
+
+def _run(part: Callable[..., Any], *args: Any) -> Any:
+    return part(*args)
 
 
 def create_basic_net(tasks: Tasks, *, scale: str = "small", in_channels: int = 1) -> BaseMRINet:

@@ -115,6 +115,41 @@ def test_commands_import_what_they_run_inside(path: Path) -> None:
             assert top in sys.stdlib_module_names | LIGHT, f"{name} belongs inside the command"
 
 
+# They plan a run around a network that they do not build: sizes of messages, of memory, of patches.
+MAY_ASK_FOR_A_SIZE = {
+    "bench/volume.py", "cli/train.py", "inference/run.py", "training/ds_config/experts.py", "training/ds_config/resolution.py",
+    "training/engine.py", "training/micro_batch.py", "training/plan/cost.py", "training/plan/parameters.py",
+    "training/plan/report.py", "training/plan/suggestion.py", "training/plan/trace.py", "training/validation.py",
+    "training/watch.py",
+}  # fmt: skip
+
+
+def test_the_network_alone_reads_the_model_configuration() -> None:
+    """Its parts take plain values; whoever hands the configuration on, or asks it for a size, is named above."""
+    readers = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        for node in ast.walk(parse(path))
+        if (isinstance(node, ast.Name) and node.id == "ModelConfig")
+        or (isinstance(node, ast.Attribute) and node.attr == "model" and ast.unparse(node.value).endswith("config"))
+    }
+    assert {name for name in readers if not name.startswith("config/")} - {"mri_network.py"} <= MAY_ASK_FOR_A_SIZE
+    own = {name.split("/")[0] for name in MAY_ASK_FOR_A_SIZE}
+    assert own.isdisjoint({"nn", "heads", "losses", "metrics", "augment", "data", "objectives", "mri_network.py"})
+
+
+def test_no_setting_of_the_model_is_without_effect() -> None:
+    from mri_ds.config import ModelConfig
+
+    network = next(path for path in MODULES if path.name == "mri_network.py")
+    read = {
+        node.attr
+        for node in ast.walk(parse(network))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("model", "config")
+    }
+    assert set(ModelConfig.model_fields) - read == {"scale"}  # the name of the row that the others came from
+
+
 def test_help_pays_for_no_heavy_package() -> None:
     heavy = ["torch", "deepspeed", "numpy", "scipy", "nibabel", "matplotlib", "webdataset", "tensorboard"]
     code = f"import sys, mri_ds.cli.main; print([m for m in {heavy} if m in sys.modules])"

@@ -41,6 +41,30 @@ def test_any_subset_of_tasks_makes_a_network_whose_every_parameter_learns(tasks)
     assert still == []
 
 
+def test_cubes_can_be_as_long_in_millimetres_along_every_axis():
+    """Slices of 2 mm: strides of 4, 8 and 8 voxels, cubes of 16 mm each way, of 8 and 32 mm at the other scales."""
+    spacing_mm = torch.tensor([[2.0, 1.0, 1.0]])
+    net = BaseMRINet(load_config(scale="tiny", overrides=["model.token_stride=[4,8,8]"]).model, TASKS)
+    for scale, length_mm, feature in (("fine", 8, 2), ("cube", 16, 2), ("coarse", 32, 4)):  # a feature: voxels along each axis
+        kernel = getattr(net.embedding, scale).conv.kernel_size
+        assert [n * feature * mm for n, mm in zip(kernel, spacing_mm[0].tolist())] == [length_mm] * 3
+    assert net(torch.randn(1, 1, 18, 20, 33), spacing_mm)["tissue"].shape == (1, 3, 18, 20, 33)
+
+
+def test_options_of_embedding_and_decoder_add_to_a_network_and_do_not_change_it_where_off():
+    torch.manual_seed(0)
+    plain = load_config(scale="tiny").model
+    assert (plain.decoder_layers, plain.dense_double_cubes) == (0, False)
+    names = {}
+    for update in ({}, {"decoder_layers": 2}, {"dense_double_cubes": True}):
+        net = BaseMRINet(plain.model_copy(update=update), TASKS)
+        names[str(update)] = {name: p.shape for name, p in net.named_parameters()}
+        assert net(torch.randn(1, 1, 20, 9, 17))["tissue"].shape == (1, 3, 20, 9, 17)
+    without, blocks, dense = names.values()
+    assert dense == without  # the same weights, used more often
+    assert without.items() <= blocks.items() and {n.split(".")[1] for n in blocks.keys() - without.keys()} == {"blocks"}
+
+
 def test_outputs_start_at_the_priors():
     torch.manual_seed(0)
     out = create_sota_net(TASKS, scale="tiny")(torch.randn(4, 1, 16, 16, 16))

@@ -245,3 +245,48 @@ def _print_scaling(result: dict[str, Any]) -> None:
         print(
             f"{row['ranks']} rank(s), one subject each{row['efficiency']:>11.2f} of even, the machine allows {row['machine']:.2f}"
         )
+
+
+@app.command("volume")
+def volume(
+    scale: Annotated[str, typer.Option("--scale", help="Size of the network.")] = "small",
+    edges: Annotated[str, typer.Option("--edges", help="Voxels along each axis of the volumes, ascending.")] = "128,192,256",
+    classes: Annotated[int, typer.Option("--classes", min=2, max=256, help="Classes of the segmentation.")] = 7,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "bfloat16",
+    limit_gib: Annotated[float, typer.Option("--limit-gib", min=0, help="Exit code 1 above this peak.")] = 20.0,
+    json: Json = False,
+) -> None:
+    """Peak memory and time of a whole volume in one call on the CPU, with windowed attention. 512 takes minutes and some 12 GiB.
+
+    Example: `mri-ds bench volume --scale small --edges 512 --json`
+    """
+    sizes = _volumes(edges)
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"unknown type {dtype!r}", where="--dtype", fix="use float32 or bfloat16")
+    if scale not in SCALES:
+        raise InputError(f"unknown scale {scale!r}", where="--scale", fix=f"use one of {', '.join(SCALES)}")
+    from mri_ds.bench.volume import bench_volume
+
+    with console.stdout_for_result():
+        result = bench_volume(scale=scale, edges=sizes, classes=classes, dtype=dtype)
+    result["limit_bytes"] = int(limit_gib * 2**30)
+    result["passed"] = all(row["is_finite"] and row["peak_bytes"] <= result["limit_bytes"] for row in result["rows"])
+    if json:
+        console.print_json(result)
+    else:
+        print(f"{'volume':<10}{'peak GiB':>10}{'before':>10}{'seconds':>10}{'CPU s':>10}")
+        for row in result["rows"]:
+            memory = f"{row['peak_bytes'] / 2**30:>10.2f}{row['before_bytes'] / 2**30:>10.2f}"
+            print(f"{row['edge']}^3".ljust(10) + memory + f"{row['seconds']:>10.1f}{row['cpu_seconds']:>10.1f}")
+    if not result["passed"]:
+        raise typer.Exit(1)
+
+
+def _volumes(text: str) -> list[int]:
+    try:
+        edges = [int(part) for part in text.split(",")]
+    except ValueError:
+        edges = []
+    if not edges or min(edges) < 8 or max(edges) > 1024 or sorted(set(edges)) != edges:
+        raise InputError(f"--edges {text!r} is no ascending list of edges, 8 to 1024", fix="write it as 128,256,512")
+    return edges

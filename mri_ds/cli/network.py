@@ -1,4 +1,4 @@
-"""Commands about the network itself: `info` counts its parameters without allocating them."""
+"""Commands about the network itself: `info` counts parameters, arithmetic and memory without allocating any of it."""
 
 from typing import Annotated
 
@@ -12,14 +12,18 @@ def info(
     scale: Annotated[str, typer.Option("--scale", help=f"One of {', '.join(SCALES)}.")] = "small",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Describe a scale: parameters in total and active per token, width, layers, experts.
+    """Describe a scale: parameters in total and active per token, and what a volume of 128^3 voxels costs.
+
+    flops_volume is one forward pass; training_bytes the peak of one device in bfloat16, one volume at a time, blocks recomputed.
 
     Example: `mri-ds info --scale xl --json`
     """
     from mri_ds.mri_network import describe
+    from mri_ds.training.plan.cost import cost
 
     with console.stdout_for_result():
         facts = describe(scale)
+        facts |= cost(scale)
     if json:
         console.print_json(facts)
         return

@@ -30,6 +30,8 @@ class ModelConfig(Strict):
     attention_backends: list[Literal["flash", "cudnn", "efficient", "math"]] = Field(
         default=["flash", "cudnn", "efficient", "math"], min_length=1
     )  # the first that takes the case computes attention
+    decoder_layers: int = Field(default=0, ge=0)  # transformer blocks between the decoder's convolutions, half a stride apart
+    dense_double_cubes: bool = False  # the largest cubes stand at every token, not at every second one: exact under every shift
     use_gradients: bool = True
     use_multi_scale: bool = True
     use_moe: bool = True

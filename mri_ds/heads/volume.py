@@ -15,6 +15,7 @@ from torch import nn
 from mri_ds.config import SHARE_FLOOR
 from mri_ds.heads.parallel import ParallelKANHead
 from mri_ds.heads.voxel import log_prior
+from mri_ds.nn.slabs import is_large, slabs
 from mri_ds.sample import log_variance
 
 USUAL_STD = 0.5  # of a log share, where no training data have told
@@ -83,9 +84,20 @@ def relative_size(logits: torch.Tensor, region: RegionStatistics) -> torch.Tenso
     Taken of the log of its soft share of the volume: differences of logs are log ratios, so "ventricles relative to brain" is one
     linear combination away. No gradient flows back: a regression loss must not bend the segmentation.
     """
-    share = logits.float().softmax(dim=1).mean(dim=(2, 3, 4)).clamp_min(SHARE_FLOOR)
+    share = _shares(logits).clamp_min(SHARE_FLOOR)
     mean, std = (torch.tensor(x, device=logits.device, dtype=torch.float32) for x in (region.mean, region.std))
     return ((share.log() - mean) / std.clamp_min(LEAST_STD)).clamp(-FURTHEST, FURTHEST)
+
+
+def _shares(logits: torch.Tensor) -> torch.Tensor:
+    if not is_large(logits.shape):
+        return logits.float().softmax(dim=1).mean(dim=(2, 3, 4))
+    depth = logits.shape[2]
+    parts = [
+        logits[:, :, a:b].float().softmax(dim=1).sum(dim=(2, 3, 4), dtype=torch.float64)
+        for a, b in slabs(depth, logits.numel() // depth)
+    ]
+    return (torch.stack(parts).sum(dim=0) / logits[0, 0].numel()).float()
 
 
 def _finish(raw: torch.Tensor, task: VolumeTask) -> torch.Tensor:

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from mri_ds.nn.slabs import convolve, plus_upsampled
 from mri_ds.sample import coarser
 
 # Logits are this many times the convolution, whose weights start as much smaller. Adam moves every weight by about the learning
@@ -50,7 +50,7 @@ class VoxelHeads(nn.Module):
         out = {}
         for task, full, at_half in zip(self.tasks, self.full, self.at_half, strict=True):
             logits, coarse = full(features), at_half(half_features)
-            out[task] = logits + F.interpolate(coarse, size=logits.shape[2:], mode="trilinear", align_corners=False)
+            out[task] = plus_upsampled(logits, coarse)
             if self.deep_supervision and self.training:
                 out[coarser(task)] = coarse
         return out
@@ -69,7 +69,8 @@ class ScaledConv(nn.Conv3d):
         self.gain = gain
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv3d(x, self.gain * self.weight, None if self.bias is None else self.gain * self.bias)
+        bias = None if self.bias is None else self.gain * self.bias
+        return convolve(x, self.gain * self.weight, bias, stride=self.stride, padding=(0, 0, 0))
 
 
 def _full_head(in_channels: int, prior: Sequence[float]) -> ScaledConv:

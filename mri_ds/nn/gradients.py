@@ -20,6 +20,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from mri_ds.nn.slabs import Map, Planes, is_large
+
 TRUNCATE = 6.0  # sigmas; a wider band costs nothing here
 MIN_SIGMA = 0.1  # voxels; below it smoothing is the identity and the derivative a central difference, to rounding
 
@@ -41,22 +43,42 @@ class DifferentialFeatures(nn.Module):
         self.scales_mm = tuple(float(scale) for scale in scales_mm)
         self.out_channels = in_channels * (4 + len(self.scales_mm) - 1) + in_channels - 1
 
-    def forward(self, image: Tensor, spacing_mm: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, spacing_mm: Tensor | None = None) -> Map:
+        """The features; of a large image (nn/slabs.py) they are made as they are read."""
+        shape = (len(image), self.out_channels, *image.shape[2:])
+        if is_large(shape):
+            return Planes(shape, lambda a, b: self._planes(image, spacing_mm, slice(a, b)))
+        return self._planes(image, spacing_mm, slice(None))
+
+    def _planes(self, image: Tensor, spacing_mm: Tensor | None, planes: slice) -> Tensor:
+        precise = torch.promote_types(image.dtype, torch.float32)
         with _full_precision(image.device.type):
-            precise = image.to(torch.promote_types(image.dtype, torch.float32))
-            first, *further = (gaussian_gradient(precise, scale, spacing_mm) for scale in self.scales_mm)
+            itself = image[:, :, planes].to(precise)
+            first, *further = (gaussian_gradient(image, scale, spacing_mm, planes) for scale in self.scales_mm)
             magnitudes = [magnitude(gradient) for gradient in further]
-            return torch.cat([precise, *first, *magnitudes, precise[:, 1:] - precise[:, :-1]], dim=1).to(image.dtype)
+            return torch.cat([itself, *first, *magnitudes, itself[:, 1:] - itself[:, :-1]], dim=1).to(image.dtype)
 
 
-def gaussian_gradient(image: Tensor, scale_mm: float, spacing_mm: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives (per mm, each (B, C, D, H, W)) of the image along D, H and W after smoothing by a Gaussian of `scale_mm`."""
+def gaussian_gradient(
+    image: Tensor, scale_mm: float, spacing_mm: Tensor | None = None, planes: slice = slice(None)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives (per mm, each (B, C, D, H, W)) of the image along D, H and W after smoothing by a Gaussian of `scale_mm`.
+
+    Computed in float32 at least. planes: those along D that are wanted.
+    """
     if spacing_mm is None:
         spacing_mm = torch.ones(len(image), 3, device=image.device)
+    precise = torch.promote_types(image.dtype, torch.float32)
     (smooth_d, slope_d), (smooth_h, slope_h), (smooth_w, slope_w) = (
-        [matrix.to(image.dtype) for matrix in gaussian_matrices(size, scale_mm, spacing_mm[:, axis])]
+        [matrix.to(precise) for matrix in gaussian_matrices(size, scale_mm, spacing_mm[:, axis])]
         for axis, size in enumerate(image.shape[2:])
     )
+    if planes != slice(None):
+        smooth_d, slope_d = smooth_d[:, planes], slope_d[:, planes]
+        reached = (smooth_d != 0).any(dim=1).any(dim=0).nonzero()  # columns: the planes that the filters read
+        near = slice(int(reached[0]), int(reached[-1]) + 1)
+        image, smooth_d, slope_d = image[:, :, near], smooth_d[:, :, near], slope_d[:, :, near]
+    image = image.to(precise)
     smoothed, sloped = _along_d(smooth_d, image), _along_d(slope_d, image)
     return (
         _along_w(smooth_w, _along_h(smooth_h, sloped)),
@@ -103,7 +125,7 @@ def _banded(weights: Tensor, size: int, reach: int) -> Tensor:
 
 
 def _along_d(matrix: Tensor, image: Tensor) -> Tensor:
-    return (matrix[:, None] @ image.flatten(3)).view_as(image)
+    return (matrix[:, None] @ image.flatten(3)).unflatten(3, image.shape[3:])
 
 
 def _along_h(matrix: Tensor, image: Tensor) -> Tensor:

@@ -15,16 +15,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mri_ds.nn.slabs import is_large, slabs
+
 ROW = 512  # numbers, so that vector units are busy
 
 
 class GroupNormSiLU(nn.GroupNorm):
     """silu(group_norm(x)); the weights are those of nn.GroupNorm."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
+        """may_overwrite: a large map may come back where it was (nn/slabs.py)."""
+        if may_overwrite and is_large(x.shape):
+            return self._in_place(x)
         if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # elsewhere PyTorch's own kernels are as fast
             return _GroupNormSiLU.apply(x, self.weight, self.bias, self.num_groups, self.eps)  # type: ignore[no-any-return]
         return F.silu(super().forward(x), inplace=True)
+
+    def _in_place(self, x: Tensor) -> Tensor:
+        """Reads the map twice, for mean and variance (sums in float64) and to write."""
+        precise, numbers = torch.promote_types(x.dtype, torch.float32), x.numel() // x.shape[2]
+        sums = x.new_zeros(2, x.shape[0], x.shape[1], dtype=torch.float64)
+        for a, b in slabs(x.shape[2], numbers):
+            part = x[:, :, a:b].to(precise)
+            sums += torch.stack([part.sum((2, 3, 4), dtype=torch.float64), part.square().sum((2, 3, 4), dtype=torch.float64)])
+        of_groups = sums.view(2, x.shape[0], self.num_groups, -1) / x[0, 0].numel()
+        mean, square = of_groups.mean(-1, keepdim=True)  # (B, G, 1) each
+        weight, bias = (p.to(torch.float64).view(self.num_groups, -1) for p in (self.weight, self.bias))
+        slope = weight * (square - mean * mean + self.eps).rsqrt()  # (B, G, C / G)
+        offset = bias - mean * slope
+        slope, offset = (value.reshape(*x.shape[:2], 1, 1, 1).to(precise) for value in (slope, offset))
+        for a, b in slabs(x.shape[2], numbers):
+            x[:, :, a:b] = F.silu(torch.addcmul(offset, x[:, :, a:b].to(precise), slope), inplace=True)
+        return x
 
 
 class _GroupNormSiLU(torch.autograd.Function):

@@ -7,23 +7,24 @@ and drop path as in Primus (Wald et al. 2025).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from mri_ds.nn.attention import FlashAttention, SparseAttention
 from mri_ds.nn.backends import PREFERENCE
 from mri_ds.nn.moe import Experts, MixtureOfExperts
+from mri_ds.nn.recomputation import Recompute, recomputed
 from mri_ds.nn.residual import ResidualMixture
 
 Grid = tuple[int, int, int]
-Recompute = Literal["none", "block"]
 
 
 class Encoder(nn.Module):
-    """A stack of blocks. `recompute = "block"` keeps only the blocks' inputs and runs each again in the backward pass."""
+    """A stack of blocks. `recompute`: what runs again in the backward pass, the "attention" of each block or the whole "block".
+
+    "full" is for the network around it, and here the same as "block".
+    """
 
     def __init__(
         self,
@@ -72,10 +73,10 @@ class Encoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
         for block in self.blocks:
-            if self.recompute == "block" and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, grid, use_reentrant=False)
+            if self.recompute in ("block", "full"):
+                tokens = recomputed(block, tokens, grid)
             else:
-                tokens = block(tokens, grid)
+                tokens = block(tokens, grid, self.recompute == "attention")
         return self.norm(tokens)  # type: ignore[no-any-return]
 
 
@@ -90,8 +91,11 @@ class EncoderBlock(nn.Module):
         self.norm2, self.moe, self.scale2 = nn.LayerNorm(dim), feed_forward, LayerScale(dim)
         self.drop = StochasticDepth(drop_path, skip=skip_dropped)
 
-    def forward(self, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
-        tokens = tokens + self.drop(tokens, lambda x: self.scale1(self.attention(self.norm1(x), grid)))
+    def forward(self, tokens: torch.Tensor, grid: Grid, recompute_attention: bool = False) -> torch.Tensor:
+        def attend(x: torch.Tensor) -> torch.Tensor:
+            return self.scale1(self.attention(self.norm1(x), grid))  # type: ignore[no-any-return]
+
+        tokens = tokens + self.drop(tokens, (lambda x: recomputed(attend, x)) if recompute_attention else attend)
         return tokens + self.drop(tokens, lambda x: self.scale2(self.moe(self.norm2(x))))  # type: ignore[no-any-return]
 
 

@@ -79,6 +79,41 @@ def test_channels_stand_in_the_stated_order():
     torch.testing.assert_close(result[:, 19], image[:, 2] - image[:, 1])
 
 
+def test_gradient_of_a_ball_points_outwards_with_the_same_length_in_every_direction():
+    """A Gaussian of 4 mm smoothed by one of 2 mm is one of sqrt(20) mm: its gradient by hand, on a grid of uneven steps."""
+    spacing_mm = torch.tensor([2.0, 1.0, 0.8], dtype=torch.float64)
+    axes = [(torch.arange(n, dtype=torch.float64) - n // 2) * step for n, step in zip((25, 49, 61), spacing_mm)]
+    place = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # mm from the centre
+    image = torch.exp(-place.square().sum(0) / (2 * 16))
+    found = torch.stack(gaussian_gradient(image[None, None], 2.0, spacing_mm[None]))[:, 0, 0]
+    expected = -place / 20 * (16 / 20) ** 1.5 * torch.exp(-place.square().sum(0) / (2 * 20))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_any_planes_are_those_of_the_whole():
+    torch.manual_seed(0)
+    image, spacing_mm = torch.randn(2, 2, 40, 6, 5), torch.tensor([[1.0, 1.0, 1.0], [0.5, 1.0, 0.8]])
+    whole = gaussian_gradient(image, 1.0, spacing_mm)
+    for a, b in ((0, 1), (0, 40), (17, 23), (39, 40)):
+        for part, all_of_it in zip(gaussian_gradient(image, 1.0, spacing_mm, slice(a, b)), whole):
+            torch.testing.assert_close(part, all_of_it[:, :, a:b], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [(2, 3), (3, 4), (2, 4)])
+def test_turns_about_every_axis(axes):
+    """A quarter turn in the plane of `axes`: what ran along the second runs along the first, backwards."""
+    torch.manual_seed(0)
+    image, spacing_mm = torch.randn(1, 1, *SHAPE), torch.tensor([[0.8, 1.3, 2.0]])
+    first, second = axes
+    order = [0, 1, 2]
+    order[first - 2], order[second - 2] = second - 2, first - 2
+    straight = gaussian_gradient(image, 1.0, spacing_mm)
+    turned = gaussian_gradient(image.transpose(*axes).flip(first), 1.0, spacing_mm[:, order])
+    for axis in range(3):
+        expected = straight[order[axis]].transpose(*axes).flip(first)
+        torch.testing.assert_close(turned[axis], -expected if axis == first - 2 else expected, atol=1e-5, rtol=0)
+
+
 def test_turns_with_the_image():
     torch.manual_seed(0)
     image, spacing_mm = torch.randn(1, 1, *SHAPE), torch.tensor([[0.8, 1.3, 2.0]])

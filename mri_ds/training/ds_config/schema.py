@@ -6,12 +6,13 @@ written by training/tracker.py, recomputation is PyTorch's, sequence, tensor and
 """
 
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from mri_ds.config import TrainingConfig
 from mri_ds.config.strict import Strict
+from mri_ds.nn.recomputation import Recompute
 
 Dtype = Literal["fp32", "fp16", "bf16"]
 
@@ -59,12 +60,8 @@ class ExpertParallel(Section):
     async_split_plan: bool = False
 
 
-RecomputeLevel = Literal["none", "block"]
-RECOMPUTE_LEVELS: tuple[RecomputeLevel, ...] = get_args(RecomputeLevel)
-
-
 class Recomputation(Section):
-    level: RecomputeLevel = "none"
+    level: Recompute = "none"
 
 
 class Aio(Section):

@@ -35,7 +35,7 @@ def communication(parameters: Parameters, layout: Layout, *, tokens: int, width:
     out = [one for group in parameters.groups(layout) if group.ranks > 1 for one in _of_weights(group, layout)]
     if layout.ep > 1 and layers:
         # dispatch and combine, in the forward pass, in its recomputation and in the backward pass
-        messages = 2 * layers * (3 if layout.recompute != "none" else 2) * layout.accumulation
+        messages = 2 * layers * (3 if layout.recomputes_experts else 2) * layout.accumulation
         size = messages * tokens * top_k * width * layout.itemsize
         crosses = layout.ep > layout.slots
         out.append(Traffic("tokens", "all_to_all", layout.ep, crosses, messages, size, size * (layout.ep - 1) // layout.ep))

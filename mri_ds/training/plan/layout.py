@@ -41,6 +41,10 @@ class Layout:
         """Ranks that hold the same experts, over which ZeRO shards them."""
         return self.ranks // self.ep
 
+    @property
+    def recomputes_experts(self) -> bool:
+        return self.recompute in ("block", "full")
+
     def describe(self) -> dict[str, Any]:
         return {"ranks": self.ranks, **asdict(self)}
 

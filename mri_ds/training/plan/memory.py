@@ -81,7 +81,7 @@ def memory(parameters: Parameters, layout: Layout, trace: Trace | Line, *, runti
 
 def live(groups: Sequence[Group], layout: Layout) -> int:
     """Whole weights that stage 3 holds at most: those used again within `reuse_distance` elements, through all passes."""
-    passes = 3 if layout.recompute != "none" else 2
+    passes = 3 if layout.recomputes_experts else 2
     return min(sum(g.elements for g in groups), layout.reuse_distance // passes)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from mri_ds.config import RunConfig
 from mri_ds.errors import InputError
+from mri_ds.nn.recomputation import LEVELS
 from mri_ds.training import ds_config
 from mri_ds.training.devices import Device
-from mri_ds.training.ds_config.schema import RECOMPUTE_LEVELS
 from mri_ds.training.plan.cpu import device
 from mri_ds.training.plan.layout import Layout, layout_of
 from mri_ds.training.plan.parameters import count
@@ -51,7 +51,7 @@ def make_plan(
         **describe(one, unit),
         "activation_bytes": {
             level: at_micro_batch(one.layout.micro_batch, config, precision=layout.precision, recompute=level).peak_bytes
-            for level in RECOMPUTE_LEVELS
+            for level in LEVELS
         },
         "suggestion": None if better is None else describe(better, unit),
         "breaks_first": breaks_first(one, unit),

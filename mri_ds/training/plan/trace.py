@@ -111,7 +111,7 @@ def _run(config: RunConfig, micro_batch: int, precision: str, recompute: str) ->
     with FakeTensorMode(allow_non_fake_inputs=True):
         objective = build_objective(config)
         objective.net.encoder.recompute = recompute  # type: ignore[union-attr, assignment]
-        _even_experts(objective)
+        even_experts(objective)
         cast(objective, DTYPES[precision])
         for p in objective.parameters():
             p.register_post_accumulate_grad_hook(_forget_gradient)
@@ -189,7 +189,7 @@ def _forget_tables() -> None:
                     clear()
 
 
-def _even_experts(module: nn.Module) -> None:
+def even_experts(module: nn.Module) -> None:
     """Each mixture of experts, in place, as a single expert that sees every routed row: the same shapes, work and memory."""
     for child in module.modules():
         for name, layer in child.named_children():
