@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mri_ds import __version__
-from mri_ds.cli import bench, console, convert, data, doctor, network, parity, plan, replay, results, train
+from mri_ds.cli import bench, console, convert, data, doctor, network, parity, plan, predict, replay, results, train
 from mri_ds.errors import InputError, RunError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -28,7 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "parity": parity.parity,
     "replay": replay.replay,
     "evaluate": results.evaluate,
-    "predict": results.predict,
+    "predict": predict.predict,
 }
 
 
