@@ -40,7 +40,8 @@ class ClassScores:
 
     probabilities: np.ndarray
     classes: list[str]
-    likely: list[str] | None = None  # classes that hold the truth with the calibration's coverage; None: not calibrated
+    likely: list[str] | None = None  # classes that hold the truth with probability `coverage`; None: not calibrated
+    coverage: float | None = None
 
     @property
     def index(self) -> int:
@@ -57,7 +58,8 @@ class Value:
 
     value: float
     unit: str
-    interval: tuple[float, float] | None = None  # holds the truth with the calibration's coverage; None: not calibrated
+    interval: tuple[float, float] | None = None  # holds the truth with probability `coverage`; None: not calibrated
+    coverage: float | None = None
 
 
 Prediction = LabelMap | ClassScores | Value
@@ -167,10 +169,12 @@ def _of_volume(run: Run, name: str, looks: list[tuple[torch.Tensor, float]]) -> 
     if task.kind == "regression":
         value = sum(float(seen) * weight for seen, weight in looks) / total
         half = calibration.half_width
-        return Value(value, task.unit, None if half is None else (value - half, value + half))
+        if half is None:
+            return Value(value, task.unit)
+        return Value(value, task.unit, (value - half, value + half), run.calibration.coverage)
     shares = [(seen.double() / calibration.temperature).softmax(dim=0) * weight for seen, weight in looks]
     chances = (torch.stack(shares).sum(dim=0) / total).cpu().numpy()
-    likely = None
-    if calibration.threshold is not None:
-        likely = [c for c, p in zip(task.classes, chances) if p >= calibration.threshold]
-    return ClassScores(chances, task.classes, likely)
+    if calibration.threshold is None:
+        return ClassScores(chances, task.classes)
+    likely = [name for name, chance in zip(task.classes, chances) if chance >= calibration.threshold]
+    return ClassScores(chances, task.classes, likely, run.calibration.coverage)

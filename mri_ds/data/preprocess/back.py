@@ -38,7 +38,7 @@ class WayBack:
         return known if taps is None else int((taps[0].amax(dim=1) < known).sum())
 
     def block(self, volume: Tensor, start: tuple[int, int], planes: tuple[int, int], rows: tuple[int, int]) -> Tensor:
-        """One class: old voxels (d, h, W) from plane and row `start` on -> the new `planes` and `rows`, first to last (excluded)."""
+        """One class: old voxels (d, h, W) from plane and row `start` on -> the new `planes` and `rows` (last excluded)."""
         for axis in self.axes:
             first, last = (planes, rows, (0, self.new[2]))[axis]
             volume = self._along(volume, axis, (*start, 0)[axis], first, last)
