@@ -30,7 +30,10 @@ Told = dict[str, Any]
 def write_outputs(
     out: Path, files: SubjectFiles, affine: np.ndarray, canonical: Sample, predictions: Mapping[str, Prediction], marker: Told
 ) -> Told:
-    """Writes all files and returns {"subject_id", "tasks", "files": {what: path}}. affine (4, 4) is the input's own."""
+    """Writes all files and returns {"subject_id", "tasks", "files": {what: path}}.
+
+    affine (4, 4) is the input's own. marker: by which a later call knows what was made of what; {}: it will not ask.
+    """
     subject_id = files.subject_id
     out.mkdir(parents=True, exist_ok=True)
     geometry = read_geometry(files.images[0], affine)
@@ -53,7 +56,9 @@ def write_outputs(
     if picture is not None:
         written["picture"] = picture
     names = {what: path.name for what, path in written.items()}
-    content = {"subject_id": subject_id, "tasks": tasks, "files": names, "made": marker}
+    content: Told = {"subject_id": subject_id, "tasks": tasks}
+    if marker:
+        content |= {"files": names, "made": marker}
     written["json"] = write_json(json_path(out, subject_id), content)
     return {"subject_id": subject_id, "tasks": tasks, "files": {what: str(path) for what, path in written.items()}}
 

@@ -201,7 +201,7 @@ def predict_one(
             raise SharedError(f"{files.subject_id}: {err}") from err
         if ranks is not None and ranks.rank:
             return {}
-        marker = {"checkpoint": run.digest, "settings": choices.settings(run), "source": source}
+        marker = {"checkpoint": run.digest, "settings": choices.settings(run), "source": source} if run.digest else {}
         return write_outputs(out, files, affine, canonical, predictions, marker)
 
 

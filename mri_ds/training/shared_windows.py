@@ -4,6 +4,7 @@ Every rank takes every n-th call of the network and hears the others', in the or
 numbers in the same order as one rank alone would: results are equal bit for bit where the ranks compute alike.
 """
 
+import atexit
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
@@ -19,26 +20,26 @@ Outputs = Mapping[str, Tensor]
 
 
 class Ranks:
-    """This rank among `world_size`; use as a context: the process group is joined, and left on the way out."""
+    """This rank among `world_size`; use as a context: the process group is joined, and ranks wait for one another at the end."""
 
     def __init__(self) -> None:
         launchers.adopt()
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
 
     def __enter__(self) -> "Ranks":
-        if self.world_size > 1:
+        if self.world_size > 1 and not torch.distributed.is_initialized():
             launchers.check()
             launchers.choose_interface()
             if torch.cuda.is_available():
                 torch.cuda.set_device(distributed.device())
             backend = "nccl" if torch.cuda.is_available() else "gloo"
             torch.distributed.init_process_group(backend, timeout=TIMEOUT)
+            atexit.register(distributed.stop)  # not before: a group that was left cannot be joined again
         return self
 
     def __exit__(self, kind: Any, err: Any, trace: Any) -> None:
-        if self.world_size > 1 and kind is None:
+        if kind is None:
             distributed.barrier()
-        distributed.stop()
 
     @property
     def device(self) -> torch.device:
