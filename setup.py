@@ -13,6 +13,7 @@ DICOM = [
     "pylibjpeg-openjpeg>=2.5",  # JPEG 2000
     "pyjpegls>=1.5",  # JPEG-LS
     "python-gdcm>=3.2",  # JPEG, lossless too (pylibjpeg-libjpeg would do, but is GPL)
+    "highdicom>=0.26",  # label maps as DICOM SEG
     "dcm2niix>=1.0.20260416",  # for what we do not read; older wheels cannot decode JPEG-LS, JPEG 2000, RLE
 ]
 

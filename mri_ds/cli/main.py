@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from mri_ds import __version__
-from mri_ds.cli import bench, console, convert, data, doctor, network, parity, plan, replay, results, train
+from mri_ds.cli import bench, console, convert, data, doctor, network, parity, plan, predict, replay, results, train
 from mri_ds.errors import InputError, RunError
 from mri_ds.quiet import be_quiet
 
@@ -30,7 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "parity": parity.parity,
     "replay": replay.replay,
     "evaluate": results.evaluate,
-    "predict": results.predict,
+    "predict": predict.predict,
 }
 
 

@@ -10,6 +10,7 @@ from mri_ds.config.data import DataConfig, Intensity, SynthesisConfig
 from mri_ds.config.loss import LossConfig, TaskLossConfig
 from mri_ds.config.model import SCALES, ModelConfig
 from mri_ds.config.override import apply_override
+from mri_ds.config.predict import PredictConfig
 from mri_ds.config.run import RunConfig, dump_config, load_config, validate, validate_data
 from mri_ds.config.strict import Triple
 from mri_ds.config.task import SHARE_FLOOR, TaskConfig, TaskKind
@@ -27,6 +28,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "PaceConfig",
+    "PredictConfig",
     "RunConfig",
     "StageConfig",
     "SynthesisConfig",

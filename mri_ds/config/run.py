@@ -11,6 +11,7 @@ from mri_ds.config.data import DataConfig
 from mri_ds.config.loss import LossConfig, check_losses
 from mri_ds.config.model import SCALES, ModelConfig
 from mri_ds.config.override import apply_override
+from mri_ds.config.predict import PredictConfig
 from mri_ds.config.strict import Strict
 from mri_ds.config.task import TaskConfig
 from mri_ds.config.training import TrainingConfig
@@ -33,6 +34,7 @@ class RunConfig(Strict):
     training: TrainingConfig = TrainingConfig()
     tasks: dict[str, TaskConfig] = {}
     curriculum: CurriculumConfig | None = None
+    predict: PredictConfig = PredictConfig()
 
 
 def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = (), scale: str | None = None) -> RunConfig:

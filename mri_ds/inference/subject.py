@@ -6,17 +6,22 @@ The image is prepared exactly as in training: resampled to the network's spacing
 are brought back to the native grid, so that borders stay as fine as the scores are. All in float32.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from mri_ds.config import TaskConfig
-from mri_ds.data.parts import small_parts
-from mri_ds.data.preprocess import Placement, border_minimum, prepare_placed, scores_to_labels, settings
+from mri_ds.data.preprocess import Placement, border_minimum, prepare_placed, settings
+from mri_ds.inference.cleanup import clean_up
+from mri_ds.inference.native import Map, Stream, label_maps
 from mri_ds.inference.run import Run
-from mri_ds.nn.sliding_window import sliding_window
+from mri_ds.nn.window_stream import Compute, WindowStream
 from mri_ds.sample import Sample
+
+BUFFER_BYTES = 2**30  # of blended scores, whatever the number of classes
+Share = Callable[[Callable[[torch.Tensor], dict[str, torch.Tensor]]], Compute]
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class LabelMap:
     labels: np.ndarray
     classes: list[str]
     dropped_ml: dict[str, float] = field(default_factory=dict)  # by class: parts too small to be believed, see data/parts.py
+    probabilities: np.ndarray | None = None  # (K, D, H, W) float32, where they were asked for
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class ClassScores:
 
     probabilities: np.ndarray
     classes: list[str]
+    likely: list[str] | None = None  # classes that hold the truth with probability `coverage`; None: not calibrated
+    coverage: float | None = None
 
     @property
     def index(self) -> int:
@@ -50,6 +58,8 @@ class Value:
 
     value: float
     unit: str
+    interval: tuple[float, float] | None = None  # holds the truth with probability `coverage`; None: not calibrated
+    coverage: float | None = None
 
 
 Prediction = LabelMap | ClassScores | Value
@@ -57,41 +67,60 @@ Prediction = LabelMap | ClassScores | Value
 
 @torch.inference_mode()
 def predict_sample(
-    run: Run, sample: Sample, *, overlap: float = 0.5, window_batch: int = 1, keep_small_parts: bool = False
+    run: Run,
+    sample: Sample,
+    *,
+    overlap: float | None = None,
+    window_batch: int = 1,
+    keep_small_parts: bool = False,
+    probabilities: Path | None = None,
+    buffer_bytes: int = BUFFER_BYTES,
+    share: Share | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Prediction]:
     """Predicts every task of the run for a canonical sample; its `targets` are not looked at.
 
-    keep_small_parts: label maps are the plain argmax, also where a part is smaller than any that training showed.
+    overlap of the windows: by default the config's predict.overlap. keep_small_parts: label maps are the plain argmax, also where
+    a part is smaller than any that training showed. probabilities: an existing folder for the files of 4 K bytes a voxel that
+    back the label maps' probabilities; the caller removes them. buffer_bytes bounds the sums of overlapping windows. share: hands
+    a volume's windows out to several ranks (training/shared_windows.py).
+
+    >>> predict_sample(load_run("runs/first"), sample)["tissue"].labels.shape    # doctest: +SKIP
+    (182, 218, 182)
     """
-    outputs, placement = _network_outputs(run, sample, overlap=overlap, window_batch=window_batch)
+    overlap = run.config.predict.overlap if overlap is None else overlap
+    streams, placements = zip(*(_stream(one, sample, overlap, window_batch, share) for one in (run, *run.others)), strict=True)
+    tasks = run.config.tasks
+    voxel_tasks = {name: task for name, task in tasks.items() if task.kind == "segmentation"}
+    maps = {
+        name: _blank_map(
+            sample["image"].shape[1:],
+            num_classes=task.num_outputs,
+            has_second=not keep_small_parts and bool(task.smallest_part_ml or run.keep_largest.get(name)),
+            file=probabilities / f"{name}.raw" if probabilities else None,
+        )
+        for name, task in voxel_tasks.items()
+    }
+    label_maps(
+        streams,
+        placements[0],
+        maps,
+        {name: task.num_outputs for name, task in voxel_tasks.items()},
+        buffer_bytes=buffer_bytes,
+        temperature={name: run.calibration.of(name).temperature for name in voxel_tasks},
+        progress=progress,
+    )
     predictions: dict[str, Prediction] = {}
-    for name, task in run.config.tasks.items():
-        if task.kind == "segmentation":
-            voxel_ml = float(np.prod(sample["spacing_mm"])) / 1000
-            predictions[name] = _label_map(outputs[name][0], placement, task, voxel_ml, keep_small_parts=keep_small_parts)
-        elif task.kind == "classification":
-            predictions[name] = ClassScores(outputs[name][0].double().softmax(dim=0).cpu().numpy(), task.classes)
+    for name in tasks:
+        if name in voxel_tasks:
+            predictions[name] = _label_map(run, name, maps[name], float(np.prod(sample["spacing_mm"])) / 1000)
         else:
-            predictions[name] = Value(float(outputs[name][0]), task.unit)
+            predictions[name] = _of_volume(run, name, [(stream.windows.vectors()[name][0], stream.weight) for stream in streams])
     return predictions
 
 
-def _label_map(
-    scores: torch.Tensor, placement: Placement, task: TaskConfig, voxel_ml: float, *, keep_small_parts: bool
-) -> LabelMap:
-    """The network's scores (K, D', H', W') -> labels on the native grid; small parts go to the next best class."""
-    labels = scores_to_labels(scores, placement)
-    if keep_small_parts or not task.smallest_part_ml:  # tasks from before parts were measured have no smallest one
-        return LabelMap(labels, task.classes)
-    is_always_present = [share == 1 for share in task.class_presence]
-    is_small, dropped_ml = small_parts(labels, task.smallest_part_ml, is_always_present, voxel_ml)
-    if is_small.any():
-        labels[is_small] = scores_to_labels(scores, placement, excluded=np.where(is_small, labels, -1))[is_small]
-    return LabelMap(labels, task.classes, {name: ml for name, ml in zip(task.classes, dropped_ml) if ml})
-
-
-def _network_outputs(run: Run, sample: Sample, *, overlap: float, window_batch: int) -> tuple[dict[str, torch.Tensor], Placement]:
-    """The network's raw outputs on its own grid: (1, K, D', H', W') logits, (1, K) logits, (1,) numbers; and where that lies."""
+def _stream(run: Run, sample: Sample, overlap: float, window_batch: int, share: Share | None) -> tuple[Stream, Placement]:
+    """One run's windows over the image as its network wants it; and where that lies."""
     data = run.config.data
     assert data.patch != "auto", "a run's config is resolved"
     assert sample["image"].shape[0] == len(run.channels), "the caller checks the channels"
@@ -99,12 +128,53 @@ def _network_outputs(run: Run, sample: Sample, *, overlap: float, window_batch: 
     prepared, placement = prepare_placed(unlabelled, **settings(data))
     image = torch.from_numpy(prepared["image"])[None].to(run.device)
     spacing_mm = torch.as_tensor(prepared["spacing_mm"], dtype=torch.float32, device=run.device)[None]
-    outputs = sliding_window(
-        lambda windows: run.net(windows, spacing_mm.expand(len(windows), 3)),
+
+    def look(windows: torch.Tensor) -> dict[str, torch.Tensor]:
+        return run.net(windows, spacing_mm.expand(len(windows), 3))  # type: ignore[no-any-return]
+
+    windows = WindowStream(
+        look,
         image,
         patch=data.patch,
         overlap=overlap,
         window_batch=window_batch,
         pad_value=border_minimum(prepared["image"]),
+        compute=share(look) if share else None,
     )
-    return outputs, placement
+    return Stream(windows, weight=run.num_members), placement
+
+
+def _blank_map(shape: tuple[int, ...], *, num_classes: int, has_second: bool, file: Path | None) -> Map:
+    """All background, certainly."""
+    probabilities = None
+    if file is not None:
+        probabilities = np.memmap(file, dtype=np.float32, mode="w+", shape=(num_classes, *shape))
+        probabilities[0] = 1
+    labels = np.zeros(shape, dtype=np.int16)
+    return Map(labels, np.zeros_like(labels) if has_second else None, probabilities)
+
+
+def _label_map(run: Run, name: str, found: Map, voxel_ml: float) -> LabelMap:
+    task = run.config.tasks[name]
+    if found.second is None:
+        return LabelMap(found.labels, task.classes, probabilities=found.probabilities)
+    dropped_ml = clean_up(found.labels, found.second, task, run.keep_largest.get(name, []), voxel_ml)
+    return LabelMap(found.labels, task.classes, dropped_ml, found.probabilities)
+
+
+def _of_volume(run: Run, name: str, looks: list[tuple[torch.Tensor, float]]) -> ClassScores | Value:
+    """Streams' outputs for the whole volume, averaged by their weights: probabilities, or values."""
+    task, calibration = run.config.tasks[name], run.calibration.of(name)
+    total = sum(weight for _, weight in looks)
+    if task.kind == "regression":
+        value = sum(float(seen) * weight for seen, weight in looks) / total
+        half = calibration.half_width
+        if half is None:
+            return Value(value, task.unit)
+        return Value(value, task.unit, (value - half, value + half), run.calibration.coverage)
+    shares = [(seen.double() / calibration.temperature).softmax(dim=0) * weight for seen, weight in looks]
+    chances = (torch.stack(shares).sum(dim=0) / total).cpu().numpy()
+    if calibration.threshold is None:
+        return ClassScores(chances, task.classes)
+    likely = [name for name, chance in zip(task.classes, chances) if chance >= calibration.threshold]
+    return ClassScores(chances, task.classes, likely, run.calibration.coverage)

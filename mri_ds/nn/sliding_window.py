@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ALL = slice(None)
+Corner = tuple[int, ...]  # first voxel of a window
 SIGMA_SCALE = 0.125  # of the patch's length, per axis
 MIN_WEIGHT = 1e-3  # a corner's own product of three Gaussians (1e-11) would blend by rounding error
 
@@ -40,21 +41,14 @@ def sliding_window(
     >>> tuple(ones["y"].shape), bool((ones["y"] - 1).abs().max() < 1e-6)
     ((1, 2, 5, 9, 7), True)
     """
-    if image.ndim != 5 or image.shape[0] != 1 or len(patch) != 3:
-        raise ValueError(f"image {tuple(image.shape)}, patch {tuple(patch)}: give (1, C, D, H, W) and three edge lengths")
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap {overlap} is outside 0..1: give the shared part of neighbouring windows, as 0.5")
-    shape = image.shape[2:]
-    before = [max(p - n, 0) // 2 for n, p in zip(shape, patch)]
-    padded = _pad_to(image, patch, before, pad_value)
-    corners = window_corners(padded.shape[2:], patch, overlap)
+    padded, before, calls = cover(image, patch, overlap, window_batch, pad_value)
     weight = gaussian_weight(patch, device=image.device)
 
     blended: dict[str, Tensor] = {}  # weighted sums over the windows
     averaged: dict[str, Tensor] = {}  # plain sums over the windows
     total = padded.new_zeros(padded.shape[2:], dtype=torch.float32)
-    for chunk in _chunks(corners, window_batch):
-        places = [tuple(slice(c, c + p) for c, p in zip(corner, patch)) for corner in chunk]
+    for call in calls:
+        places = [tuple(slice(c, c + p) for c, p in zip(corner, patch)) for corner in call]
         outputs = fn(torch.cat([padded[(ALL, ALL, *place)] for place in places]))
         for name, output in outputs.items():
             if output.ndim == 5:
@@ -64,13 +58,32 @@ def sliding_window(
         for place in places:
             total[place] += weight
 
-    crop = (ALL, ALL, *(slice(b, b + n) for b, n in zip(before, shape)))
+    crop = (ALL, ALL, *(slice(b, b + n) for b, n in zip(before, image.shape[2:])))
+    num_windows = sum(len(call) for call in calls)
     return {name: sums.div_(total)[crop] for name, sums in blended.items()} | {
-        name: sums / len(corners) for name, sums in averaged.items()
+        name: sums / num_windows for name, sums in averaged.items()
     }
 
 
-def window_corners(shape: Sequence[int], patch: Sequence[int], overlap: float) -> list[tuple[int, ...]]:
+def cover(
+    image: Tensor, patch: Sequence[int], overlap: float, window_batch: int, pad_value: float
+) -> tuple[Tensor, list[int], list[list[Corner]]]:
+    """The image, padded where it is shorter than the patch; how much before each axis; the windows' corners, call by call.
+
+    Raises ValueError as `sliding_window` does.
+    """
+    if image.ndim != 5 or image.shape[0] != 1 or len(patch) != 3:
+        raise ValueError(f"image {tuple(image.shape)}, patch {tuple(patch)}: give (1, C, D, H, W) and three edge lengths")
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap {overlap} is outside 0..1: give the shared part of neighbouring windows, as 0.5")
+    before = [max(p - n, 0) // 2 for n, p in zip(image.shape[2:], patch)]
+    padded = _pad_to(image, patch, before, pad_value)
+    corners = window_corners(padded.shape[2:], patch, overlap)
+    size = max(window_batch, 1)
+    return padded, before, [corners[i : i + size] for i in range(0, len(corners), size)]
+
+
+def window_corners(shape: Sequence[int], patch: Sequence[int], overlap: float) -> list[Corner]:
     """First voxels of the windows over a volume at least as large as the patch; the last window of an axis ends at its border.
 
     >>> window_corners((10, 4, 4), (4, 4, 4), overlap=0.5)
@@ -99,7 +112,7 @@ def _pad_to(image: Tensor, patch: Sequence[int], before: Sequence[int], value: f
     widths: list[int] = []
     for length, edge, first in reversed(list(zip(image.shape[2:], patch, before))):
         widths += [first, max(edge - length, 0) - first]
-    return F.pad(image, widths, value=value)
+    return F.pad(image, widths, value=value) if any(widths) else image
 
 
 def _add_blended(
@@ -110,7 +123,3 @@ def _add_blended(
         sums[name] = torch.zeros(1, output.shape[1], *shape, device=output.device)
     for window, place in zip(output.float().split(1), places):
         sums[name][(ALL, ALL, *place)] += window * weight
-
-
-def _chunks(items: list[tuple[int, ...]], size: int) -> list[list[tuple[int, ...]]]:
-    return [items[i : i + size] for i in range(0, len(items), max(size, 1))]

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mri_ds.errors import CorruptError
+from mri_ds.inference.run import load_run
 from mri_ds.training.checkpoint.convert import convert_run
 
 SETS = [
@@ -105,6 +106,17 @@ def test_checkpoints_of_all_layouts_convert_to_one_devices_weights(runs, tmp_pat
         "assert 'deepspeed' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=launches.environment(), cwd=launches.ROOT, timeout=120)
+
+
+@pytest.mark.timeout(900)
+def test_a_checkpoint_of_two_ranks_predicts_with_the_weights_that_the_run_ended_with(runs):
+    """Read as it lies there; the network is on one device."""
+    run = runs["restaged"]
+    expected = load_file(run / "model.safetensors")
+    for _ in range(2):  # the second time from what the first converted
+        got = load_run(run / "checkpoints" / "step000040", "cpu").net.state_dict()
+        assert got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in got)
+    assert (run / "model-step000040.safetensors").is_file()
 
 
 @pytest.mark.timeout(900)

@@ -21,7 +21,7 @@ from mri_ds.data.layouts import SubjectFiles, load_subject
 from mri_ds.data.members import decode_sample, encode_sample
 from mri_ds.data.nifti import read_label, write_label
 from mri_ds.data.preprocess import to_canonical
-from mri_ds.inference import predict
+from mri_ds.inference import outputs, predict
 from mri_ds.inference.run import Run
 
 TURNS = [
@@ -125,7 +125,7 @@ def for_spacing(run: Run, spacing_mm) -> Run:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(header=headers(), seed=st.integers(0, 99))
 def test_from_file_to_sample_to_shard_to_prediction_to_file(header, seed, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "draw_case", lambda path, *_, **__: path)  # half a second each
+    monkeypatch.setattr(outputs, "draw_case", lambda path, *_, **__: path)  # half a second each
     number = np.random.default_rng(seed).permutation(np.prod(SHAPE)).reshape(SHAPE)  # each voxel carries its own
     source = tmp_path / "sub-1_T1w.nii"
     write_image(source, header, number.astype(np.int16))

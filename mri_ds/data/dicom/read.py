@@ -46,7 +46,7 @@ def read_dicom(path: str | Path, *, series: str | int | Sequence[str | int] | No
     """
     path = Path(path)
     with quiet(), open_sources(path) as sources:
-        chosen = choose(_series_of(sources, path), series, path)
+        chosen = choose(series_of(sources, path), series, path)
         volumes = [_read_series(one, path) for one in chosen]
     for one, volume in zip(chosen[1:], volumes[1:]):
         _check_same_grid(one, volume, chosen[0], volumes[0], path)
@@ -72,7 +72,7 @@ def list_series(path: str | Path) -> list[ListedSeries]:
     """Each series in a file, folder or zip, without reading a voxel. Raises InputError for what is damaged or no DICOM."""
     path = Path(path)
     with quiet(), open_sources(path) as sources:
-        return [_listed(one) for one in _series_of(sources, path)]
+        return [_listed(one) for one in series_of(sources, path)]
 
 
 def _listed(one: Series) -> ListedSeries:
@@ -80,7 +80,8 @@ def _listed(one: Series) -> ListedSeries:
     return ListedSeries(one.key, one.acquisition, first.title, first.shape[1], first.shape[0], len(one.frames), one.is_localiser)
 
 
-def _series_of(sources: Sequence[Source], path: Path) -> list[Series]:
+def series_of(sources: Sequence[Source], path: Path) -> list[Series]:
+    """All series in these files. Raises InputError where there is none."""
     frames: list[Frame] = [frame for source in sources for frame in read_frames(source)]
     if not frames:
         raise InputError("holds no DICOM image", where=path, fix="give a DICOM file, folder or zip of MRI slices")

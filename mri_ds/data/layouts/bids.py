@@ -47,11 +47,11 @@ def is_bids(src: Path) -> bool:
 
 def find_bids(src: Path) -> Dataset:
     """Scans, label maps and tables matched; what belongs to no sample or task is a problem."""
-    scans, problems = _find_scans(src)
+    scans, problems = find_scans(src)
     channels, described, series = read_description(src / DESCRIPTION)
     if series:
         raise InputError("series are of DICOM studies", where=src / DESCRIPTION, fix="name the channels: channels: [T1w, FLAIR]")
-    channels = channels or _common_channels(scans, src)
+    channels = channels or common_channels(scans, src)
     complete = [scan for scan in scans if not _missing(scan, channels)]
     problems += [f"{scan.sample_id} has no {_missing(scan, channels)[0]}: left out" for scan in scans if _missing(scan, channels)]
     if not complete:
@@ -63,7 +63,7 @@ def find_bids(src: Path) -> Dataset:
     subjects = [
         SubjectFiles(
             scan.sample_id,
-            [_pick(scan, channel).path for channel in channels],  # type: ignore[union-attr]
+            [pick(scan, channel).path for channel in channels],  # type: ignore[union-attr]
             labels.get(scan.sample_id, {}),
             values_of(scan.sample_id, table.get(scan.sample_id, {}), tasks, src / TABLE),
             patient=f"sub-{scan.patient}",
@@ -78,7 +78,7 @@ def find_bids(src: Path) -> Dataset:
 # ---- scans ---------------------------------------------------------------------------------------------------------
 
 
-def _find_scans(src: Path) -> tuple[list[Scan], list[str]]:
+def find_scans(src: Path) -> tuple[list[Scan], list[str]]:
     visits, problems = defaultdict[tuple[str, str], list[BidsFile]](list), []
     for path, file in images_of(src):
         if file is None:
@@ -107,7 +107,7 @@ def _runs(visit: tuple[str, str], files: list[BidsFile]) -> list[Scan]:
     ]
 
 
-def _pick(scan: Scan, channel: str) -> BidsFile | None:
+def pick(scan: Scan, channel: str) -> BidsFile | None:
     """The image of a channel: of that very kind, or, for a bare suffix such as T1w, the only one of that suffix."""
     if channel in scan.images:
         return scan.images[channel]
@@ -116,13 +116,13 @@ def _pick(scan: Scan, channel: str) -> BidsFile | None:
 
 
 def _missing(scan: Scan, channels: Iterable[str]) -> list[str]:
-    return [channel for channel in channels if _pick(scan, channel) is None]
+    return [channel for channel in channels if pick(scan, channel) is None]
 
 
-def _common_channels(scans: list[Scan], src: Path) -> list[str]:
+def common_channels(scans: list[Scan], src: Path) -> list[str]:
     """The kinds that every sample has; failing these, the suffixes that every sample has once."""
     kinds = [set(scan.images) for scan in scans]
-    suffixes = [{file.suffix for file in scan.images.values() if _pick(scan, file.suffix)} for scan in scans]
+    suffixes = [{file.suffix for file in scan.images.values() if pick(scan, file.suffix)} for scan in scans]
     common = sorted(set.intersection(*kinds)) or sorted(set.intersection(*suffixes)) if scans else []
     if not common:
         fix = f"write {DESCRIPTION} with channels: [T1w, ...]; subjects that lack one are then left out"

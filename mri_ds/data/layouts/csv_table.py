@@ -115,7 +115,7 @@ def _tasks(
 
 def _images(subject: str, row: Row, channels: list[str], src: Path) -> list[Path]:
     columns = [IMAGE] if IMAGE in row else [f"{IMAGE}:{channel}" for channel in channels]
-    return [_file(subject, column, row[column], src) for column in columns]
+    return [file_of(subject, column, row[column], src) for column in columns]
 
 
 def _series(subject: str, row: Row, channels: list[str], src: Path) -> tuple[str, ...]:
@@ -133,10 +133,10 @@ def _named(kind: str, columns: list[str]) -> list[str]:
 
 def _labels(subject: str, row: Row, tasks: Mapping[str, TaskConfig], src: Path) -> dict[str, Path]:
     columns = {name: f"{LABEL}:{name}" for name, task in tasks.items() if task.kind == "segmentation"}
-    return {name: _file(subject, column, row[column], src) for name, column in columns.items() if not is_missing(row[column])}
+    return {name: file_of(subject, column, row[column], src) for name, column in columns.items() if not is_missing(row[column])}
 
 
-def _file(subject: str, column: str, cell: str, src: Path) -> Path:
+def file_of(subject: str, column: str, cell: str, src: Path) -> Path:
     where = f"{src}: {subject}"
     if is_missing(cell):
         raise InputError(f"{column} is empty", where=where, fix="give its path, or take the row out")

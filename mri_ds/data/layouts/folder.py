@@ -39,8 +39,8 @@ def is_folder(src: Path) -> bool:
 def find_folder(src: Path) -> Dataset:
     """Matches files to the table's subjects; files of nobody are problems, a subject without its images is an error."""
     table = read_table(src / TABLE, ID)
-    images = _files_by_subject(src / "images", table.keys(), image_name)
-    labels = _files_by_subject(src / "labels", table.keys(), stem)
+    images = files_by_subject(src / "images", table.keys(), image_name)
+    labels = files_by_subject(src / "labels", table.keys(), stem)
     channels, tasks, series = read_description(src / DESCRIPTION)
     channels = channels or _find_channels(images, src / "images")
     columns_left_out: list[str] = []
@@ -50,7 +50,7 @@ def find_folder(src: Path) -> Dataset:
     subjects = [
         SubjectFiles(
             subject,
-            _images(subject, images.get(subject, {}), channels, src / "images"),
+            images_for(subject, images.get(subject, {}), channels, src / "images"),
             {name: path for name, path in labels.get(subject, {}).items() if name in tasks and _is_map(tasks[name])},
             values_of(subject, row, tasks, src / TABLE),
             site=site_of(row, site_column(row), f"{src / TABLE}: {subject}"),
@@ -89,7 +89,7 @@ def _is_map(task: TaskConfig) -> bool:
 # ---- files of one subject ------------------------------------------------------------------------------------------
 
 
-def _files_by_subject(folder: Path, subjects: Iterable[str], name_of: Callable[[Path], str | None]) -> Files:
+def files_by_subject(folder: Path, subjects: Iterable[str], name_of: Callable[[Path], str | None]) -> Files:
     """{subject: {rest of the file name: path}}; of subjects whose ids begin alike, the longest that fits."""
     known, found = set(subjects), defaultdict[str, dict[str, Path]](dict)
     for path in sorted(folder.glob("*")):
@@ -115,7 +115,7 @@ def _find_channels(images: Files, where: Path) -> list[str]:
     return sorted({name for files in images.values() for name in files} - {NAMELESS}) or ["image"]
 
 
-def _images(subject: str, own: Mapping[str, Path], channels: list[str], where: Path) -> list[Path]:
+def images_for(subject: str, own: Mapping[str, Path], channels: list[str], where: Path) -> list[Path]:
     """One file per channel in order, or the one nameless file that holds them all."""
     missing = [channel for channel in channels if channel not in own]
     if missing == channels and NAMELESS in own:

@@ -50,11 +50,11 @@ def find_nnunet(src: Path) -> Dataset:
     channels, classes = names_by_number(raw.get(key), key, where), classes_of(raw.get("labels"), where)
     task = task_name(raw.get("name"), src)
     listed = raw.get("dataset")
-    images, labels = _find_listed(listed, src, where) if listed else (_find_images(src), _find_labels(src))
+    images, labels = _find_listed(listed, src, where) if listed else (find_images(src), _find_labels(src))
     subjects, problems = [], []
     for case in sorted(images):
         if case in labels:
-            subjects.append(SubjectFiles(case, _channels(case, images[case], len(channels), src), {task: labels[case]}))
+            subjects.append(SubjectFiles(case, channels_of(case, images[case], len(channels), src), {task: labels[case]}))
         else:
             problems.append(f"imagesTr/{case} has no label map in labelsTr")
     if not subjects:
@@ -109,14 +109,14 @@ def _find_listed(listed: object, src: Path, where: Path) -> tuple[dict[str, dict
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def _find_images(src: Path) -> dict[str, dict[int, Path]]:
+def find_images(src: Path, name: str = "imagesTr") -> dict[str, dict[int, Path]]:
     cases = defaultdict[str, dict[int, Path]](dict)
-    for path in sorted((src / "imagesTr").glob("*")):
+    for path in sorted((src / name).glob("*")):
         if match := CHANNEL.fullmatch(stem(path) or ""):
             number = int(match["number"])
             if number in cases[match["case"]]:
                 what = f"{cases[match['case']][number].name} and {path.name} are two files of one channel"
-                raise InputError(what, where=src / "imagesTr", fix="keep one of them")
+                raise InputError(what, where=src / name, fix="keep one of them")
             cases[match["case"]][number] = path
     return dict(cases)
 
@@ -132,7 +132,7 @@ def _find_labels(src: Path) -> dict[str, Path]:
     return labels
 
 
-def _channels(case: str, own: Mapping[int, Path], num_channels: int, src: Path) -> list[Path]:
+def channels_of(case: str, own: Mapping[int, Path], num_channels: int, src: Path) -> list[Path]:
     for number in range(num_channels):
         if number not in own:
             fix = f"put it there, or take {case} out; {DESCRIPTION} names {num_channels} channels"

@@ -42,13 +42,13 @@ def is_webdataset(src: Path) -> bool:
 
 def find_webdataset(src: Path) -> Dataset:
     """Every sample that has all channels; the others, and members of no use, are problems."""
-    samples = _samples(src)
+    samples = find_samples(src)
     where = src.with_suffix(".yaml") if src.is_file() else src / DESCRIPTION
     channels, described, _ = read_description(where)
     maps = {name.lower(): name for name, task in (described or {}).items() if task.kind == "segmentation"}
-    volumes = {key: _volumes(sample) for key, sample in samples.items()}
+    volumes = {key: volumes_of(sample) for key, sample in samples.items()}
     channels = channels or _find_channels(volumes, maps, src, where)
-    complete = {key: _images(own, channels) for key, own in volumes.items() if _images(own, channels)}
+    complete = {key: images_for(own, channels) for key, own in volumes.items() if images_for(own, channels)}
     if not complete:
         raise InputError(f"no sample has {' and '.join(channels)}", where=src, fix=f"name channels that exist in {where.name}")
     table = _table({key: samples[key] for key in complete}, described, where)
@@ -74,7 +74,7 @@ def find_webdataset(src: Path) -> Dataset:
 # ---- members -------------------------------------------------------------------------------------------------------
 
 
-def _samples(src: Path) -> dict[str, Sample]:
+def find_samples(src: Path) -> dict[str, Sample]:
     """{key: its members}. The key is the path up to the first dot of the file's name, slashes as underscores."""
     samples: dict[str, Sample] = {}
     for tar in [src] if src.is_file() else sorted(src.glob("*" + TAR)):
@@ -90,7 +90,7 @@ def _samples(src: Path) -> dict[str, Sample]:
     return samples
 
 
-def _volumes(sample: Sample) -> Sample:
+def volumes_of(sample: Sample) -> Sample:
     """{channel or task: member}, NAMELESS for the one that has no name."""
     found: Sample = {}
     for what, path in sample.items():
@@ -116,7 +116,7 @@ def _find_channels(volumes: Mapping[str, Sample], maps: Iterable[str], src: Path
     return sorted(names - {NAMELESS}) or ["image"]
 
 
-def _images(own: Sample, channels: list[str]) -> list[Path]:
+def images_for(own: Sample, channels: list[str]) -> list[Path]:
     """One member per channel in order, or the nameless one; [] where one is missing."""
     if all(channel.lower() in own for channel in channels):
         return [own[channel.lower()] for channel in channels]

@@ -7,6 +7,7 @@ unless the header of another file is given to follow.
 import contextlib
 import gzip
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -23,6 +24,27 @@ def write_label(path: str | Path, labels: np.ndarray, affine: np.ndarray, geomet
     """
     assert labels.ndim == 3 and labels.dtype.kind in "biu", (labels.shape, labels.dtype)
     _write(Path(path), labels, affine, geometry)
+
+
+def write_channels(
+    path: str | Path, channels: Iterable[np.ndarray], num_channels: int, affine: np.ndarray, geometry: Geometry | None = None
+) -> None:
+    """Writes volumes (D, H, W) float32, one after another, as one 4-D .nii.gz: memory is that of one of them."""
+    path, partial = Path(path), Path(path).with_name(f".{Path(path).name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
+            for number, channel in enumerate(channels):
+                if number == 0:
+                    file.write(_header_of(np.empty((0, 0, 0), np.float32), (*channel.shape, num_channels), affine, geometry))
+                for plane in np.asarray(channel, dtype=np.float32).T:  # NIfTI's first axis runs fastest
+                    file.write(np.ascontiguousarray(plane).data)
+        os.replace(partial, path)
+    except OSError as err:
+        raise InputError(f"cannot be written ({err.strerror})", where=path, fix="give a writable path with free space") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_image(path: str | Path, image: np.ndarray, affine: np.ndarray) -> None:
@@ -60,6 +82,15 @@ def _image(voxels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
         image.set_qform(None, code=0)
     image.header.set_xyzt_units("mm")
     return image
+
+
+def _header_of(like: np.ndarray, shape: Sequence[int], affine: np.ndarray, geometry: Geometry | None) -> bytes:
+    """Header and empty extension, 352 or 544 bytes, of an image of this type and shape."""
+    header = (geometry.image(like) if geometry else _image(like, affine)).header
+    header.set_data_shape(shape)
+    header["vox_offset"] = header.single_vox_offset
+    header["magic"] = header.single_magic
+    return header.binaryblock + bytes(int(header["vox_offset"]) - header.sizeof_hdr)  # type: ignore[no-any-return]
 
 
 def _compact_dtype(voxels: np.ndarray) -> type:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from mri_ds.config import DataConfig, Intensity, Triple
+from mri_ds.data.preprocess.back import WayBack, top_two
 from mri_ds.data.preprocess.bias_field import correct_bias
 from mri_ds.data.preprocess.foreground import Box, crop, foreground_box
 from mri_ds.data.preprocess.grid import to_grid
 from mri_ds.data.preprocess.intensities import normalize
-from mri_ds.data.preprocess.resample import LINEAR, apply_weights, resample, volume_weights
+from mri_ds.data.preprocess.resample import resample
 from mri_ds.sample import Sample
 
 
@@ -88,16 +89,15 @@ def scores_to_labels(scores: Tensor, placement: Placement, *, excluded: np.ndarr
     or -1.
     """
     barred = None if excluded is None else torch.from_numpy(excluded[placement.box]).to(scores.device)
-    inside = [side.stop - side.start for side in placement.box]
-    weights = volume_weights(scores.shape[1:], inside, LINEAR, device=scores.device)
-    best = torch.full(inside, -torch.inf, device=scores.device)
-    labels = torch.zeros(inside, dtype=torch.int16, device=scores.device)
+    d, h, w = (side.stop - side.start for side in placement.box)
+    way = WayBack(scores.shape[1:], (d, h, w), device=scores.device)
+    labels = torch.zeros((d, h, w), dtype=torch.int16, device=scores.device)
+    best = torch.full((d, h, w), -torch.inf, device=scores.device)
     for k, score in enumerate(scores):
-        native = apply_weights(score, weights)
+        native = way.block(score, (0, 0), (0, d), (0, h))
         if barred is not None:
-            native.masked_fill_(barred == k, -torch.inf)
-        labels.masked_fill_(native > best, k)
-        torch.maximum(best, native, out=best)
+            native = native.masked_fill(barred == k, -torch.inf)
+        top_two(native, (best, labels), None, k)
     whole = np.zeros(placement.shape, dtype=np.int16)
     whole[placement.box] = labels.cpu().numpy()
     return whole
