@@ -5,7 +5,7 @@ In: {task: (B, I)}.  Out: {task: (B, O)}.
 The layers of one shape, whichever task they serve, are evaluated as one batched operation over (T, B, I); on a GPU groups of
 different shapes run on streams of their own. Every result is bit for bit that of one task after another: what is batched treats
 each number by itself, and the matrix products keep the order of their sums.
-On a CPU no threads are used: the groups are so small that two Python threads take longer than one (`mri-ds bench kan` tells).
+On a CPU no threads are used; `mri-ds bench kan` times them beside this.
 Source: KAN, Liu et al. 2024.
 """
 
