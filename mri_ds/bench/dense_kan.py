@@ -16,6 +16,8 @@ from mri_ds.nn.spline import Grid
 class DenseKANLayer(nn.Module):
     """Splines of `grid` and a SiLU base, from given control points (O, I, K), base weights (O, I) and bias (O,)."""
 
+    knots: Tensor
+
     def __init__(self, grid: Grid, coefficients: Tensor, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.degree = grid.degree

@@ -10,13 +10,13 @@ import multiprocessing
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mri_ds.bench.dense_kan import DenseKANLayer
 from mri_ds.errors import InputError
@@ -79,7 +79,7 @@ def bench_kan(
     return {**facts, **table, "heads": heads, "targets": TARGETS, "passed": passed}
 
 
-def _layers(sizes: Sizes, dtype: str, device: str) -> dict[str, nn.Module]:
+def _layers(sizes: Sizes, dtype: str, device: str) -> dict[str, OptimizedKANLayer | DenseKANLayer]:
     torch.manual_seed(sizes["seed"])
     shape = {name: sizes[name] for name in ("in_features", "out_features", "grid_size", "degree")}
     ours = OptimizedKANLayer(**shape).to(device=device, dtype=DTYPES[dtype])
@@ -108,19 +108,20 @@ def _step(name: str, sizes: Sizes, dtype: str, device: str) -> Callable[[], None
 def _largest_difference(sizes: Sizes, dtype: str, device: str) -> float:
     """Of the output and the gradients of inputs and control points, relative to the largest value of each."""
     layers, (x, grad) = _layers(sizes, dtype, device), _data(sizes, dtype, device)
-    ours: Any = layers["ours"]
+    ours = layers["ours"]
+    assert isinstance(ours, OptimizedKANLayer)
     with torch.no_grad():
         ours.mixture.fill_(-1e4)[:, 3] = 1e4
     found = []
     for layer in layers.values():
         y = layer(x)
-        grads = torch.autograd.grad(y, [x, layer.coefficients], grad)  # type: ignore[list-item]
+        grads = torch.autograd.grad(y, [x, layer.coefficients], grad)
         found.append([y.detach(), grads[0], grads[1].flatten(1)])
     return max(float(((a - b).abs().max() / b.abs().max()).float()) for a, b in zip(*found))
 
 
 def _in_turns(
-    steps: dict[str, Callable[[], object]], rounds: int, device: str, tell: Callable[[], None] = lambda: None
+    steps: Mapping[str, Callable[[], object]], rounds: int, device: str, tell: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
     """Medians in ms; the first round warms up and does not count."""
     times: dict[str, list[float]] = {name: [] for name in steps}
