@@ -111,6 +111,46 @@ def crop(
     print(f"nibabel takes {result['cpu_ratio']:.1f} times the CPU time, {result['wall_ratio']:.1f} times the wall time")
 
 
+@app.command("kan")
+def kan(
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows that go through the layer at once.")] = 4096,
+    in_features: Annotated[int, typer.Option("--in", min=1, help="Inputs of the layer.")] = 256,
+    out_features: Annotated[int, typer.Option("--out", min=1, help="Outputs of the layer.")] = 256,
+    grid_size: Annotated[int, typer.Option("--grid", min=1, help="Intervals of the grid.")] = 8,
+    degree: Annotated[int, typer.Option("--degree", min=1, max=5, help="Of the splines; 3 is cubic.")] = 3,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of both; the median counts.")] = 7,
+    json: Json = False,
+) -> None:
+    """Time and peak memory of a KAN layer's forward and backward pass, beside the dense formulation; many heads at once.
+
+    Example: `mri-ds bench kan --rows 4096 --json`
+    """
+    from mri_ds.bench.kan import DTYPES, bench_kan
+
+    with console.stdout_for_result(), console.progress("bench kan") as report:
+        result = bench_kan(
+            rows=rows,
+            in_features=in_features,
+            out_features=out_features,
+            grid_size=grid_size,
+            degree=degree,
+            rounds=rounds,
+            progress=report,
+        )
+    if json:
+        console.print_json(result)
+        return
+    print(f"{'forward and backward':<24}{'ours':>12}{'dense':>12}{'ratio':>8}")
+    for dtype in DTYPES:
+        row = result[dtype]
+        ours, dense = row["ours"], row["dense"]
+        print(f"{dtype + ', ms':<24}{ours['ms']:>12.1f}{dense['ms']:>12.1f}{row['time_ratio']:>7.1f}x")
+        mib = [each["peak_bytes"] / 2**20 for each in (ours, dense)]
+        print(f"{dtype + ', peak MiB':<24}{mib[0]:>12.0f}{mib[1]:>12.0f}{row['memory_ratio']:>7.1f}x")
+    for way, ms in result["heads"]["ms"].items():
+        print(f"{result['heads']['num_tasks']} heads, {way.replace('_', ' ')}: {ms:.2f} ms")
+
+
 def _told(row: dict[str, Any], ratio: float | None) -> str:
     if "absent" in row:
         return f"  {row['absent']}"

@@ -11,8 +11,10 @@ from typing import Any
 from torch import nn
 
 from mri_ds.config import RunConfig
+from mri_ds.heads.parallel import ParallelKANHead
 from mri_ds.losses import MultiTaskLoss
 from mri_ds.mri_network import BaseMRINet
+from mri_ds.nn.kan import OptimizedKANLayer
 from mri_ds.objectives.supervised import SupervisedObjective
 from mri_ds.objectives.task_loss import loss_of
 from mri_ds.training import ds_config as ds
@@ -39,6 +41,8 @@ def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # renamed collectives it still calls
     objective.net.encoder.recompute = resolved["activation_checkpointing"]["level"]  # type: ignore[union-attr]
     spread_experts(objective, resolved["expert_parallel"])
+    if resolved["zero_optimization"].get("stage") == 3:
+        _gather_for_readers(objective)
     optimizer = resolved["optimizer"]["params"]
     engine, *_ = deepspeed.initialize(
         model=objective,
@@ -49,6 +53,21 @@ def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
     correct_without_zero(engine)
     spare_resident(engine)
     return engine
+
+
+def _gather_for_readers(objective: nn.Module) -> None:
+    """KAN heads read their children's weights, which ZeRO-3 gathers for a child's own forward alone: here for the reader too.
+
+    Not as leaf modules: ZeRO-3 reduces a leaf's gradients in a backward hook of the module, which PyTorch never calls where
+    input and output are dicts, and calls before the gradients are there where no input needs one (a frozen encoder).
+    """
+    from deepspeed.runtime.zero import register_external_parameter
+
+    for module in objective.modules():
+        if isinstance(module, (ParallelKANHead, OptimizedKANLayer)):
+            for child in module.children():
+                for p in child.parameters():
+                    register_external_parameter(module, p)
 
 
 def _import_muon_as_it_is() -> None:
