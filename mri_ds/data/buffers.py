@@ -13,7 +13,7 @@ import numpy as np
 
 MIN_BYTES = 2**19  # smaller ones malloc keeps by itself, larger ones in some threads only
 MAX_SCRATCH_BYTES = 4 * 2**20
-MAX_WAITING_BYTES = 512 * 2**20  # per process: three samples of 256^3 with two channels and a label map, as read_many holds
+MAX_WAITING_BYTES = 640 * 2**20  # per process: what read_many holds of samples of 256^3 with two channels and a label map
 MAX_SLACK = 1.25  # how much larger than asked for memory may be
 
 _waiting: dict[int, np.ndarray] = {}  # by id, the longest waiting first
