@@ -47,7 +47,10 @@ class Job:
 
 
 def ours(job: Job) -> Epoch:
-    """Shards, read by byte range, of a crop only its chunks; ahead of time, by as many threads as others have processes."""
+    """Shards, read by byte range, of a crop only its chunks; ahead of time, by as many threads as others have processes.
+
+    Crops by one at most: each is many small steps, between which two threads would mostly wait for Python's lock.
+    """
     from mri_ds.data.index import ShardDataset
 
     dataset = ShardDataset(job.shards, "train")
@@ -62,7 +65,7 @@ def ours(job: Job) -> Epoch:
 
     def read(indices: list[int]) -> Iterator[Any]:
         if job.patch:
-            return read_ahead(functools.partial(crop, patch=job.patch), indices, job.num_workers)
+            return read_ahead(functools.partial(crop, patch=job.patch), indices, min(job.num_workers, 1))
         return map(tensors, dataset.read_many(indices, num_threads=job.num_workers))
 
     return _epochs(_Shuffled(read, len(dataset)))

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MIN_BYTES = 4 * 2**20  # smaller ones malloc keeps by itself
-MAX_WAITING_BYTES = 512 * 2**20  # per process: three samples of 256^3 with two channels and a label map, as read_many holds
+MIN_BYTES = 2**19  # smaller ones malloc keeps by itself, larger ones in some threads only
+MAX_SCRATCH_BYTES = 4 * 2**20
+MAX_WAITING_BYTES = 640 * 2**20  # per process: what read_many holds of samples of 256^3 with two channels and a label map
 MAX_SLACK = 1.25  # how much larger than asked for memory may be
 
 _waiting: dict[int, np.ndarray] = {}  # by id, the longest waiting first
@@ -27,7 +28,7 @@ def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
 
 
 class Scratch:
-    """Memory of one thread for what lasts but for a step: of each name there is one piece, until it is asked for again.
+    """Memory for what lasts but for a step, of one thread at a time: of each name one piece, until it is asked for again.
 
     >>> scratch = Scratch()
     >>> np.shares_memory(scratch.empty("sum", (9,), np.dtype("int16")), scratch.empty("sum", (2, 2), np.dtype("float32")))
@@ -38,9 +39,9 @@ class Scratch:
         self._pieces: dict[str, np.ndarray] = {}
 
     def empty(self, name: str, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-        """An array to be filled, of any size: only pieces of up to MIN_BYTES are kept."""
+        """An array to be filled, of any size: only pieces of up to MAX_SCRATCH_BYTES are kept."""
         num_bytes = math.prod(shape) * dtype.itemsize
-        if num_bytes > MIN_BYTES:
+        if num_bytes > MAX_SCRATCH_BYTES:
             return empty(shape, dtype)
         piece = self._pieces.get(name)
         if piece is None or piece.nbytes < num_bytes:

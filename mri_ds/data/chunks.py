@@ -15,8 +15,9 @@ import functools
 import itertools
 import math
 import struct
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,14 +43,26 @@ Piece = Callable[[ReadAt], None]  # of the work of reading a box
 Box = tuple[slice, slice, slice]
 
 
-class _Tools(threading.local):
-    """Of each thread its own."""
+class _Tools:
+    """What reading one piece takes beside the voxels. Used by one thread at a time, then by any other: threads come and go."""
 
     def __init__(self) -> None:
         self.scratch, self.decompressor = buffers.Scratch(), zstandard.ZstdDecompressor()
 
 
-_TOOLS = _Tools()
+_IDLE_TOOLS: deque[_Tools] = deque()  # appending and popping are single steps, which Python never interrupts
+
+
+@contextmanager
+def _tools() -> Iterator[_Tools]:
+    try:
+        tools = _IDLE_TOOLS.pop()
+    except IndexError:
+        tools = _Tools()
+    try:
+        yield tools
+    finally:
+        _IDLE_TOOLS.append(tools)
 
 
 @dataclass(frozen=True)
@@ -173,23 +186,35 @@ def box_in_pieces(
 
 def _read_run(read_at: ReadAt, *, layout: Layout, run: "list[_Batch]", box: np.ndarray, where: str) -> None:
     """Fills what one read holds of the box."""
-    scratch, decompressor = _TOOLS.scratch, _TOOLS.decompressor
     begin, end = layout.offsets[[run[0].first, run[-1].stop]].tolist()
     data = memoryview(_exactly(read_at, begin, end - begin, where))  # its slices copy nothing
-    for batch in run:
-        offsets = (layout.offsets[batch.first : batch.stop + 1] - begin).tolist()
-        frames = data[offsets[0] : offsets[-1]]
-        _check(frames, offsets, layout, batch, where)
-        sizes = [stop - first for first, stop in itertools.pairwise(offsets)]
-        is_shuffled = layout.is_shuffled[batch.first : batch.stop].tolist()
-        try:
-            blocks = decode_blocks(
-                frames, sizes, batch.extent, layout.dtype, is_shuffled, decompressor, part=batch.part, scratch=scratch
-            )
-        except ValueError as err:  # its checksum is right: whoever wrote it, wrote this
-            what = f"one of chunks {batch.first} to {batch.stop - 1} cannot be decoded ({err})"
-            raise InputError(what, where=where, fix=FIX) from None
-        _put(box[(slice(None), *batch.target)], blocks, batch.columns, scratch)
+    with _tools() as tools:
+        for batch in run:
+            offsets = (layout.offsets[batch.first : batch.stop + 1] - begin).tolist()
+            frames = data[offsets[0] : offsets[-1]]
+            _check(frames, offsets, layout, batch, where)
+            blocks = _decode(frames, offsets, layout, batch, tools, where)
+            _put(box[(slice(None), *batch.target)], blocks, batch.columns, tools.scratch)
+
+
+def _decode(frames: memoryview, offsets: list[int], layout: Layout, batch: "_Batch", tools: _Tools, where: str) -> np.ndarray:
+    """The chunks of a batch, cut to the rows that are wanted, in memory of `tools`."""
+    sizes = [stop - first for first, stop in itertools.pairwise(offsets)]
+    is_shuffled = layout.is_shuffled[batch.first : batch.stop].tolist()
+    try:
+        return decode_blocks(
+            frames,
+            sizes,
+            batch.extent,
+            layout.dtype,
+            is_shuffled,
+            tools.decompressor,
+            part=batch.part,
+            scratch=tools.scratch,
+        )
+    except ValueError as err:  # its checksum is right: whoever wrote it, wrote this
+        what = f"one of chunks {batch.first} to {batch.stop - 1} cannot be decoded ({err})"
+        raise InputError(what, where=where, fix=FIX) from None
 
 
 def _check(frames: memoryview, offsets: list[int], layout: Layout, batch: "_Batch", where: str) -> None:

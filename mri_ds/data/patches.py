@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mri_ds.augment.albumentations_pipeline import apply_pipeline, load_pipeline
-from mri_ds.augment.transform import AugmentParams, apply_to_box, sample_params, window_of
+from mri_ds.augment.transform import window_of
 from mri_ds.config import DataConfig, TaskConfig, Triple
 from mri_ds.data.index import ShardDataset
-from mri_ds.data.subjects import Subject, Subjects
+from mri_ds.data.subjects import Subjects
+from mri_ds.data.variation import Variation
 
 
 class PatchSource:
@@ -26,18 +26,16 @@ class PatchSource:
         assert data.spacing_mm != "auto" and data.patch != "auto", "resolve `auto` with preprocess.propose first"
         self.dataset, self.data, self.tasks = dataset, data, dict(tasks)
         self.spacing_mm, self.patch = data.spacing_mm, data.patch
-        self.pipeline = load_pipeline(data.albumentations) if data.albumentations else None
+        self.variation = Variation(data)
         self.subjects = Subjects(dataset, data, list(tasks), cache_bytes=cache_bytes)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One patch of subject `index`: image, spacing_mm, targets (fillers where a label is missing) and subject_id."""
         subject = self.subjects[index]
         start = window_start(rng, subject.shape[1:], self.patch, subject.foreground, self.data.foreground_prob)
-        variation = self._variation(rng, subject)
-        window = window_of(variation, subject.shape[1:], start=start)
-        image, labels = apply_to_box(*subject.read(window.box), variation, window, fill=subject.fill)
-        if self.pipeline is not None:
-            image, labels = apply_pipeline(self.pipeline, image, labels, seed=int(rng.integers(2**32)))
+        params = self.variation.draw(rng, spacing_mm=subject.spacing_mm.tolist(), num_channels=subject.shape[0])
+        window = window_of(params, subject.shape[1:], start=start)
+        image, labels = self.variation.apply(*subject.read(window.box), params, window, fill=subject.fill, rng=rng)
         return {
             "image": image,
             "spacing_mm": torch.tensor(subject.spacing_mm, dtype=torch.float32),
@@ -53,19 +51,6 @@ class PatchSource:
             "targets": {name: self._target(name, task, {}, {}) for name, task in self.tasks.items()},
             "subject_id": "",
         }
-
-    def _variation(self, rng: np.random.Generator, subject: Subject) -> AugmentParams:
-        if not self.data.augment:
-            return AugmentParams(self.patch)
-        return sample_params(
-            rng,
-            shape=self.patch,
-            spacing_mm=subject.spacing_mm.tolist(),
-            num_channels=subject.shape[0],
-            strength=self.data.augment.strength,
-            prob=self.data.augment.prob.model_dump(),
-            flip_axes=self.data.flip_axes,
-        )
 
     def _target(
         self, name: str, task: TaskConfig, labels: Mapping[str, torch.Tensor], values: Mapping[str, int | float]

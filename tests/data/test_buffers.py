@@ -82,6 +82,6 @@ def test_scratch_is_one_piece_per_name_and_thread_and_never_a_large_one():
     assert not np.shares_memory(scratch.empty("lines", (4, 5), np.dtype("uint16")), words)
     larger = scratch.empty("words", (100,), F32)
     assert not np.shares_memory(larger, words) and address(scratch.empty("words", (1,), F32)) == address(larger)
-    large = scratch.empty("words", (buffers.MIN_BYTES + 4,), np.dtype("uint8"))
-    assert large.shape == (buffers.MIN_BYTES + 4,) and not np.shares_memory(large, larger)
+    large = scratch.empty("words", (buffers.MAX_SCRATCH_BYTES + 4,), np.dtype("uint8"))
+    assert large.shape == (buffers.MAX_SCRATCH_BYTES + 4,) and not np.shares_memory(large, larger)
     assert address(scratch.empty("words", (1,), F32)) == address(larger), "the large one was not kept"

@@ -1,10 +1,13 @@
 """Synthetic samples beside real ones: the same interface, labels by class name, every real subject still once an epoch."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from synthesis_maps import nested_ellipsoids, write_map
 
+from mri_ds.augment.transform import KNOBS, apply_to_box, sample_params, window_of
 from mri_ds.config import DataConfig, SynthesisConfig, TaskConfig
 from mri_ds.data.index import ShardDataset
 from mri_ds.data.patches import PatchSource
@@ -26,9 +29,10 @@ def label_folder(tmp_path):
 
 @pytest.fixture
 def data(label_folder):
-    def make(patch=(16, 24, 16), foreground_prob=0.5, **synthesis) -> DataConfig:
+    def make(patch=(16, 24, 16), foreground_prob=0.5, augment=False, flip_axes=(), **synthesis) -> DataConfig:
         strengths = SynthesisConfig(labels=str(label_folder), **synthesis)
-        return DataConfig(num_workers=0, spacing_mm=(1, 1, 1), patch=patch, foreground_prob=foreground_prob, synthesis=strengths)
+        seen = {"patch": patch, "foreground_prob": foreground_prob, "augment": augment, "flip_axes": list(flip_axes)}
+        return DataConfig(num_workers=0, spacing_mm=(1, 1, 1), synthesis=strengths, **seen)
 
     return make
 
@@ -73,6 +77,45 @@ def test_dice_decide_everything_but_the_anatomy(data, tasks):
     assert torch.equal(draws[0]["image"], draws[1]["image"])
     assert not torch.equal(draws[0]["image"], draws[2]["image"])
     assert [d["subject_id"] for d in draws[::3]] == ["synthetic:one", "synthetic:three"]
+
+
+def test_synthetic_patches_are_varied_as_real_ones_are(data, tasks):
+    """The variation's dice come before those of the synthesis: drawn and applied by hand, they give what `draw` gives."""
+    config = data(augment=True, flip_axes=[0], foreground_prob=0, **QUIET)
+    source = LabelMapSource(config, tasks, num_channels=2)
+    moved = 0
+    for seed in range(6):
+        drawn, rng = source.draw(0, np.random.default_rng(seed)), np.random.default_rng(seed)
+        centre_mm = source._centre_mm(rng, source.maps[0])
+        params = sample_params(
+            rng,
+            shape=config.patch,
+            spacing_mm=(1, 1, 1),
+            num_channels=2,
+            strength=config.augment.strength,
+            prob=config.augment.prob.model_dump(),
+            flip_axes=[0],
+        )
+        window = window_of(params, [3 * n for n in config.patch], start=config.patch)
+        image, labels = source._synthesize(rng, source.maps[0], window.box, centre_mm)
+        image, labels = apply_to_box(image, labels, params, window, fill=float(image.min()))
+        assert torch.equal(drawn["image"], image)
+        assert torch.equal(drawn["targets"]["tissue"], source._class[labels["tissue"].long()])
+        moved += params.is_spatial
+    assert moved, "none of the six was moved"
+
+
+def test_what_a_turn_brings_in_is_synthetic_too(data, tasks, monkeypatch):
+    """The middle of an anatomy of one class, turned by up to 45 degrees: no voxel of background comes in at the corners."""
+    off = {knob: 0.0 for knob in KNOBS if knob not in ("rotate_deg", "elastic_grid_mm")}
+    config = data(patch=(12, 12, 12), augment=off | {"rotate_deg": 45.0, "prob": {"affine": 1.0}}, **QUIET)
+    source = LabelMapSource(config, tasks, num_channels=1)
+    label_map = source.maps[0]
+    row = int(np.flatnonzero(label_map.class_of == 1)[0])
+    source.maps._cache[0] = dataclasses.replace(label_map, rows=torch.full_like(label_map.rows, row))
+    monkeypatch.setattr(source, "_centre_mm", lambda rng, one: one.size_mm / 2)
+    for seed in range(4):
+        assert (source.draw(0, np.random.default_rng(seed))["targets"]["tissue"] == source._class[1]).all()
 
 
 def test_crops_are_centred_on_every_class_alike(data, tasks):

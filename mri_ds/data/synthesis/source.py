@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from mri_ds.augment.transform import window_of
 from mri_ds.config import DataConfig, SynthesisConfig, TaskConfig, Triple, nearest
 from mri_ds.data.order import num_synthetic
 from mri_ds.data.patches import PatchSource
 from mri_ds.data.preprocess import normalize
 from mri_ds.data.synthesis.from_labels import apply, sample_params
 from mri_ds.data.synthesis.label_map import LabelMap, LabelMaps
+from mri_ds.data.variation import Variation
 from mri_ds.errors import InputError
+
+Box = tuple[slice, slice, slice]
 
 
 class LabelMapSource:
@@ -33,6 +37,7 @@ class LabelMapSource:
         self.strengths: SynthesisConfig = data.synthesis
         self.spacing_mm: tuple[float, float, float] = data.spacing_mm
         self.patch: Triple = data.patch
+        self.variation = Variation(data)
         self.maps = LabelMaps(self.strengths.labels, cache_bytes=cache_bytes)
         self.task = _task(self.strengths, tasks)
         self._class = _class_numbers(self.maps, self.tasks[self.task].classes, self.task)
@@ -48,25 +53,44 @@ class LabelMapSource:
         return f"synthetic:{self.maps.name(index)}"
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """One synthetic patch of label map `index`: image, spacing_mm, targets (fillers for all tasks but one), subject_id."""
+        """One synthetic patch of label map `index`: image, spacing_mm, targets (fillers for all tasks but one), subject_id.
+
+        It is varied as a subject's patch is: see variation.py.
+        """
         label_map = self.maps[index]
+        centre_mm = self._centre_mm(rng, label_map)
+        params = self.variation.draw(rng, spacing_mm=self.spacing_mm, num_channels=self.num_channels)
+        window = window_of(params, [3 * n for n in self.patch], start=self.patch)
+        image, labels = self._synthesize(rng, label_map, window.box, centre_mm)
+        image, labels = self.variation.apply(image, labels, params, window, fill=float(image.min()), rng=rng)
+        return {
+            "image": image,
+            "spacing_mm": torch.tensor(self.spacing_mm, dtype=torch.float32),
+            "targets": {name: self._target(name, task, labels[self.task]) for name, task in self.tasks.items()},
+            "subject_id": self.subject_id(index),
+        }
+
+    def _synthesize(
+        self, rng: np.random.Generator, label_map: LabelMap, box: Box, centre_mm: np.ndarray
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Normalised image and labels in that box of a space of three patches along each axis, the middle one about `centre_mm`.
+
+        So what a variation turns and bends in from beyond the patch is synthetic too.
+        """
+        p, q, r = (side.stop - side.start for side in box)
+        middle = np.array([(side.start + side.stop) / 2 for side in box]) - 1.5 * np.array(self.patch)
         params = sample_params(
             rng,
             label_map,
-            shape=self.patch,
+            shape=(p, q, r),
             spacing_mm=self.spacing_mm,
             num_channels=self.num_channels,
-            centre_mm=self._centre_mm(rng, label_map),
+            centre_mm=centre_mm + middle * self.spacing_mm,
             strengths=self.strengths,
             may_flip=self.maps.table.may_flip,
         )
         image, classes = apply(label_map, params)
-        return {
-            "image": torch.from_numpy(normalize(image.numpy(), self.data.clip_percentiles)),
-            "spacing_mm": torch.tensor(self.spacing_mm, dtype=torch.float32),
-            "targets": {name: self._target(name, task, classes) for name, task in self.tasks.items()},
-            "subject_id": self.subject_id(index),
-        }
+        return torch.from_numpy(normalize(image.numpy(), self.data.clip_percentiles)), {self.task: classes}
 
     def _centre_mm(self, rng: np.random.Generator, label_map: LabelMap) -> np.ndarray:
         """The middle of the patch, which stays within the map where it can: anywhere, or about a voxel of a random class."""
