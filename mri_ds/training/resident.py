@@ -1,4 +1,4 @@
-"""ZeRO-3 without what it does for nothing, where nothing is sharded away.
+"""ZeRO-3 without what it does for nothing, where nothing is sharded away, and without a rounding.
 
 Weights of at most `stage3_param_persistence_threshold` elements stay whole on every rank between updates ("resident"). DeepSpeed
 0.19 wraps their modules all the same: before and after forward and backward of each it looks for weights to fetch and to release,
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 _REDUCE = "_DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads"
 
@@ -22,10 +23,35 @@ def spare_resident(engine: Any) -> None:
     offload = getattr(optimizer, "parameter_offload", None)
     if offload is None:
         return
+    _add_bias_in_the_product()
     gather = _gather_in_one(optimizer.persistent_parameters)
     if offload.offload_device is None:
         _unhook(engine.module, offload, gather)
         _reduce_alone(optimizer)
+
+
+def _add_bias_in_the_product() -> None:
+    """ZeRO-3 replaces `F.linear`, so that autograd keeps no view of a weight that is to be released; resident ones need it not.
+
+    Its own rounds a product of more than two axes before it adds the bias, and again after: in bf16 a third of all gradients of
+    a small network were then more than 2 % from plain PyTorch's, where one in twenty was otherwise.
+    """
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Replaced
+
+    if F.linear is not zero3_linear_wrap:
+        return
+    plain = Replaced.linear_bk
+
+    def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if getattr(weight, "ds_persist", True):
+            return plain(input, weight, bias)  # type: ignore[no-any-return]
+        if bias is None or input.dim() == 2:
+            return zero3_linear_wrap(input, weight, bias)  # type: ignore[no-any-return]
+        rows = input.reshape(-1, input.shape[-1])
+        return zero3_linear_wrap(rows, weight, bias).view(*input.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]
+
+    F.linear = linear
 
 
 def _gather_in_one(resident: list[Any]) -> Callable[..., None]:
