@@ -5,7 +5,7 @@ import torch
 
 from mri_ds.config import TaskConfig, load_config
 from mri_ds.mri_network import BaseMRINet
-from mri_ds.nn.recomputation import LEVELS
+from mri_ds.nn.recomputation import LEVELS, recomputed
 from mri_ds.nn.transformer import Encoder
 
 TASKS = {
@@ -73,3 +73,29 @@ def test_recomputation_cannot_choose_other_experts():
     for expected, got in zip(found[0], found[1]):
         for a, b in zip(got, expected):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_autoep_routers_are_pinned_as_well():
+    """DeepSpeed's own router, between whose two passes the selection bias moves."""
+    from mri_ds.training.distributed import prepare_environment
+
+    prepare_environment()
+    from deepspeed.moe.ep_router import TokenChoiceTopKRouter
+
+    torch.manual_seed(0)
+    layout = {"num_expert_groups": None, "num_limited_groups": None, "score_func": "softmax", "gate_bias": False}
+    router = TokenChoiceTopKRouter(16, num_experts=8, top_k=2, route_norm=True, route_scale=1.0, **layout)
+    tokens, found = torch.randn(40, 16), []
+
+    def route(x):
+        weights, chosen, _ = router(x, router.e_score_correction_bias)
+        found.append(chosen.clone())
+        return weights * chosen
+
+    router.e_score_correction_bias = torch.zeros(8)
+    out = recomputed(route, tokens.requires_grad_())
+    router.e_score_correction_bias[5] = 9.0
+    out.square().sum().backward()
+    assert len(found) == 2 and torch.equal(found[0], found[1])
+    route(tokens)
+    assert not torch.equal(found[0], found[2])  # left to itself it would have chosen otherwise

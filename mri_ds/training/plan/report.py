@@ -6,7 +6,6 @@ from typing import Any
 
 from mri_ds.config import RunConfig
 from mri_ds.errors import InputError
-from mri_ds.nn.recomputation import LEVELS
 from mri_ds.training import ds_config
 from mri_ds.training.devices import Device
 from mri_ds.training.plan.cpu import device
@@ -51,7 +50,7 @@ def make_plan(
         **describe(one, unit),
         "activation_bytes": {
             level: at_micro_batch(one.layout.micro_batch, config, precision=layout.precision, recompute=level).peak_bytes
-            for level in LEVELS
+            for level in dict.fromkeys(["none", "block", layout.recompute])  # a trace of each takes seconds
         },
         "suggestion": None if better is None else describe(better, unit),
         "breaks_first": breaks_first(one, unit),
