@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from mri_ds.bench.attention import status_bytes
-from mri_ds.bench.peers import PEERS, build_peer
+from mri_ds.bench.peers import PEERS, MissingPackage, build_peer
 from mri_ds.bench.scaling_rank import ANSWER, TASKS, make_batch
-from mri_ds.errors import InputError
 from mri_ds.training.work import FlopMeter, measured_flops
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -35,7 +34,11 @@ def main(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
     dtype = DTYPES[job["dtype"]]
-    made = _peer(job, dtype) if job["name"] in PEERS else _ours(job)
+    try:
+        made = _peer(job, dtype) if job["name"] in PEERS else _ours(job)
+    except MissingPackage as err:
+        print(f"\n{ANSWER}{json.dumps({'absent': str(err)})}", flush=True)
+        return
     Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts anew from here
     before = status_bytes("VmRSS")
     forward, update, parameters = made()
@@ -120,7 +123,4 @@ def _ours(job: dict[str, Any]) -> Callable[[], Verbs]:
 
 
 if __name__ == "__main__":
-    try:
-        main(json.loads(sys.argv[1]))
-    except InputError as err:
-        print(f"\n{ANSWER}{json.dumps({'absent': str(err)})}", flush=True)
+    main(json.loads(sys.argv[1]))

@@ -22,6 +22,10 @@ INSTALL = {
 }
 
 
+class MissingPackage(InputError):
+    """A peer's package is not installed."""
+
+
 def swin_unetr(patch: int, num_classes: int) -> nn.Module:
     from monai.networks.nets import SwinUNETR
 
@@ -60,12 +64,12 @@ PEERS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 def build_peer(name: str, *, patch: int, num_classes: int) -> nn.Module:
-    """One of PEERS; InputError when its package is not installed."""
+    """One of PEERS; MissingPackage when its package is not installed."""
     try:
         return PEERS[name](patch, num_classes)
     except ModuleNotFoundError as err:
         package = (err.name or "").split(".")[0]
-        raise InputError(f"{name} needs {package}", fix=INSTALL.get(package, f"pip install {package}")) from err
+        raise MissingPackage(f"{name} needs {package}", fix=INSTALL.get(package, f"pip install {package}")) from err
 
 
 def num_stages(patch: int) -> int:
