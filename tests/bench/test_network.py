@@ -60,7 +60,7 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("dynamic_network_architectures")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "dynamic_network_architectures", None)
-    with pytest.raises(ValueError, match="PlainConvUNet needs dynamic_network_architectures. Fix: pip install --no-deps"):
+    with pytest.raises(ValueError, match=r"PlainConvUNet needs dynamic_network_architectures\. Fix: pip install --no-deps"):
         build_peer("PlainConvUNet", patch=32, num_classes=4)
 
 

@@ -10,17 +10,25 @@ from mri_ds.mri_network import create_sota_net
 from mri_ds.nn.transformer import Encoder
 
 
-def one_graph(module):
-    """Fails where a graph would break. Traces forward and backward, and runs them by PyTorch's own kernels."""
+def one_graph(module, backend="eager"):
+    """Fails where a graph would break. "eager" runs it as it was traced, "aot_eager" traces its backward pass as well."""
     torch._dynamo.reset()
-    return torch.compile(module, fullgraph=True, backend="aot_eager")
+    return torch.compile(module, fullgraph=True, backend=backend)
 
 
-@pytest.mark.parametrize("options", [{}, {"use_moe": False}, {"residual_experts": True}, {"window": (2, 2, 2)}])
-def test_a_block_is_one_graph_with_the_same_result_and_gradients(options):
+CASES = [
+    ({}, "aot_eager"),
+    ({"use_moe": False}, "eager"),
+    ({"residual_experts": True}, "eager"),
+    ({"window": (2, 2, 2)}, "eager"),
+]
+
+
+@pytest.mark.parametrize(("options", "backend"), CASES)
+def test_a_block_is_one_graph_with_the_same_result_and_gradients(options, backend):
     torch.manual_seed(0)
     block = Encoder(16, 2, 2, num_experts=4, expert_hidden=8, top_k=2, **options).blocks[1]  # shifted, where there are windows
-    plain, compiled = block, one_graph(copy.deepcopy(block))
+    plain, compiled = block, one_graph(copy.deepcopy(block), backend)
     tokens = torch.randn(2, 3 * 4 * 5, 16)
     for net in (plain, compiled):
         out = net(tokens, (3, 4, 5))
