@@ -155,12 +155,12 @@ def _peak_bytes(run: Callable[[], None], device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device) - before)
     ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed is given back, so that it counts again
     Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts anew from here
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     run()
-    return max(PAGE, _status_bytes("VmHWM") - before)
+    return max(PAGE, status_bytes("VmHWM") - before)
 
 
-def _status_bytes(key: str) -> int:
+def status_bytes(key: str) -> int:
     match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert match, key
     return 1024 * int(match[1])

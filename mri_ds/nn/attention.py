@@ -8,13 +8,13 @@ Dehghani et al. 2023 (query-key normalisation); Su et al. 2021 (rotary positions
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from mri_ds.nn.backends import PREFERENCE, attend, check_backends
+from mri_ds.nn.tables import table
 from mri_ds.nn.windows import Grid, attend_windows, cut, offset_index
 
 ROTARY_BASE = 100.0  # longest wavelength = 2 pi * 100 tokens: grids are tens of tokens long, not the thousands of a text
@@ -141,7 +141,7 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-@lru_cache(maxsize=64)
+@table
 def rotary_table(grid: Grid, head_dim: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines (N, E/2) of the angles for each token of the grid: the pairs of a head are dealt to the three axes.
 

@@ -8,7 +8,6 @@ Source: Liu et al. 2021 (shifted windows); Dao et al. 2022 (scores computed agai
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mri_ds.nn.backends import attend
+from mri_ds.nn.tables import table
 
 Grid = tuple[int, int, int]
 SCORES_AT_ONCE = 2**20  # of all heads: 4 MiB in float32
@@ -48,13 +48,18 @@ class Windows:
         return windows.reshape(-1, width).index_select(0, index.flatten()).view(batch, len(self.place), width)
 
 
-@lru_cache(maxsize=64)
 def cut(grid: Grid, window: Grid, shift: Grid, device: torch.device) -> Windows:
     """Windows of `grid` moved by `shift`: two tokens meet if floor((place - shift) / window) agrees along every axis.
 
     The windows at the near face are cut by the shift; what is left of them shares a window with what is left at the far face,
     and the mask keeps the two apart, as it keeps both from the places beyond the grid.
     """
+    return Windows(*_cut(grid, window, shift, device))
+
+
+@table
+def _cut(grid: Grid, window: Grid, shift: Grid, device: torch.device) -> tuple[Any, ...]:
+    """The fields of Windows."""
     padded = [-(-n // w) * w for n, w in zip(grid, window)]
     with torch.inference_mode(False):
         axes = []
@@ -78,7 +83,7 @@ def cut(grid: Grid, window: Grid, shift: Grid, device: torch.device) -> Windows:
             meets = row[:, None] == row  # places beyond the grid meet one another: softmax over nothing would give NaN
             runs.append((start, start + count, None if bool(meets.all()) else meets.to(device)))
             start += count
-        return Windows(token.to(device), place.to(device), tuple(runs))
+        return token.to(device), place.to(device), tuple(runs)
 
 
 def _by_window(volume: Tensor, window: Grid) -> Tensor:
@@ -88,7 +93,7 @@ def _by_window(volume: Tensor, window: Grid) -> Tensor:
     return volume.view(i, d, j, h, k, w).permute(0, 2, 4, 1, 3, 5).reshape(i * j * k, d * h * w)
 
 
-@lru_cache(maxsize=64)
+@table
 def offset_index(window: Grid, full: Grid, device: torch.device) -> Tensor:
     """(L, L) int64: which entry of the bias table (2 * full - 1, flattened) belongs to the offset between two tokens."""
     with torch.inference_mode(False):

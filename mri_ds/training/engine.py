@@ -18,6 +18,7 @@ from mri_ds.nn.kan import OptimizedKANLayer
 from mri_ds.objectives.supervised import SupervisedObjective
 from mri_ds.objectives.task_loss import loss_of
 from mri_ds.training import ds_config as ds
+from mri_ds.training.compilation import compile_blocks
 from mri_ds.training.expert_parallel import install_expert_product, spread_experts
 from mri_ds.training.resident import spare_resident
 from mri_ds.training.without_zero import correct_without_zero
@@ -51,6 +52,8 @@ def build_engine(objective: nn.Module, resolved: dict[str, Any]) -> Any:
     )
     install_expert_product(engine.module)
     correct_without_zero(engine)
+    if resolved.get("compile", {}).get("blocks"):
+        compile_blocks(engine.module)
     spare_resident(engine)
     return engine
 

@@ -34,6 +34,12 @@ def limits(resolved: Resolved) -> Iterator[Limit]:
     yield from _of_experts(resolved)
     yield from _of_offload(resolved)
     yield from _of_nvme(resolved)
+    if resolved.get("compile", {}).get("blocks") and _stage(resolved) == 3:
+        yield Limit(
+            "compile-zero3",
+            "compile.blocks with zero_optimization.stage = 3: ZeRO-3 fetches weights between the modules of a block",
+            "use zero_optimization.stage=2 or less, or compile.blocks=false",
+        )
 
 
 def _of_precision(resolved: Resolved) -> Iterator[Limit]:

@@ -50,9 +50,10 @@ def resolve(raw: Mapping[str, Any], config: RunConfig, *, world_size: int, where
 
 
 def for_deepspeed(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved mapping less what is ours: the recomputation level, and experts that AutoEP has nothing to do with."""
+    """The resolved mapping less what is ours: recomputation level, compiled blocks, experts that AutoEP does not touch."""
     out: dict[str, Any] = json.loads(json.dumps(resolved))
     out["activation_checkpointing"].pop("level")
+    out.get("compile", {}).pop("blocks", None)
     section = for_autoep(out.pop("expert_parallel"))
     return out if section is None else out | {"expert_parallel": section}
 

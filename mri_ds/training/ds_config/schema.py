@@ -131,6 +131,9 @@ def schema() -> type[BaseModel]:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 
+    class Compile(CompileConfig):
+        blocks: bool = False  # ours, see training/compilation.py
+
     throughput = create_model("Timers", __base__=Section, throughput=(DeepSpeedThroughputTimerConfig | None, None))
     fields: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": (int, Field(default=1, ge=1)),
@@ -150,7 +153,7 @@ def schema() -> type[BaseModel]:
         "activation_checkpointing": (Recomputation, {}),
         "aio": (Aio, {}),
         "checkpoint": (Checkpoint, {}),
-        "compile": (CompileConfig, {}),
+        "compile": (Compile, {}),
         "comms_logger": (CommsLoggerConfig, {}),
         "flops_profiler": (FlopsProfiler, {}),
         "timers": (throughput, {}),

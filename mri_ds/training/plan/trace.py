@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from mri_ds.config import RunConfig, TrainingConfig
-from mri_ds.nn.moe import Experts, MixtureOfExperts, grouped_swiglu
+from mri_ds.nn.moe import Experts, MixtureOfExperts, through_experts, weigh
 from mri_ds.sample import Batch
 from mri_ds.training.engine import build_objective
 
@@ -209,13 +209,11 @@ class _EvenExperts(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         rows = tokens.reshape(-1, tokens.shape[-1])
         weights, chosen, _ = self.gate(rows, top_k=self.top_k)
-        order = chosen.reshape(-1).argsort(stable=True)
-        gate, up = self.experts.gate_up_proj.chunk(2, dim=1)
-        routed = rows[order // self.top_k]
-        out = grouped_swiglu(routed, torch.tensor([routed.shape[0]]), gate, up, self.experts.down_proj)
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
-        out = out[back].view(*weights.shape, -1)
-        return torch.einsum("tk,tkd->td", weights.to(out.dtype), out).view_as(tokens)
+        out = through_experts(rows, torch.zeros_like(chosen), self._product, num_experts=1)
+        return weigh(out, weights).view_as(tokens)
+
+    def _product(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        return self.experts(rows, torch.tensor([len(rows)]))  # type: ignore[no-any-return]
 
 
 def make_batch(config: RunConfig, micro_batch: int) -> Batch:
