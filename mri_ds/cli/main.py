@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "replay": replay.replay,
     "evaluate": results.evaluate,
     "predict": predict.predict,
+    "cleanup": predict.cleanup,
 }
 
 

@@ -1,4 +1,4 @@
-"""The command `predict`: from image files to files, by a trained run or several."""
+"""The commands `predict` (from image files to files, by a run or several) and `cleanup` (what it takes out of label maps)."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mri_ds.cli import console
-from mri_ds.cli.results import Json, KeepSmallParts
+from mri_ds.cli.results import Checkpoint, Json, KeepSmallParts
 from mri_ds.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,6 +77,34 @@ def predict(
         _tell(results, code, as_json=json)
     if code:
         raise typer.Exit(code)
+
+
+def cleanup(
+    checkpoint: Checkpoint,
+    data: Annotated[Path, typer.Option("--data", help="Folder of shards.")] = Path("shards"),
+    split: Annotated[
+        str | None, typer.Option("--split", help="Held-out subjects to choose on. Default: the shards' validation split.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Choose the classes of which predictions keep the largest connected part alone: those whose validation Dice it raises.
+
+    Writes RUN/cleanup.json, which `predict` follows. Report no figure on the subjects that it was chosen on.
+
+    Example: `mri-ds cleanup --checkpoint runs/first --data shards --split val`
+    """
+    with console.stdout_for_result():
+        from mri_ds.inference.cleanup_choice import choose_cleanup
+
+        with console.progress("cleanup") as report:
+            chosen = choose_cleanup(checkpoint, data, split=split, progress=report)
+    if json:
+        console.print_json(chosen)
+        return
+    for task, classes in chosen["dice"].items():
+        for name, (before, after) in classes.items():
+            kept = "largest part alone" if name in chosen["keep_largest"].get(task, []) else "as it is"
+            print(f"{task + '/' + name:<32}Dice {before:.4f}, largest part alone {after:.4f}: {kept}")
 
 
 def _exit_code(results: "Results") -> int:

@@ -122,8 +122,10 @@ class _View:
         return self.way.block(held, (first, self.old_rows[0]), planes, self.rows)
 
     def finish(self) -> None:
+        """Lets the windows that are left be seen, and go of what is held: the next band needs the room."""
         for _ in self.slabs:
             pass
+        self.left, self.slab = {}, {}
 
     def _held(self, name: str, first: int, last: int, k: int | slice = slice(None)) -> Tensor:
         slab = self.slab[name][k]
