@@ -68,6 +68,18 @@ def matthews_correlation(truth: np.ndarray, prediction: np.ndarray, num_classes:
     return float((right * total - of_truth @ of_prediction) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
+def cohens_kappa(one: np.ndarray, other: np.ndarray, num_classes: int) -> float:
+    """Agreement of two readers beyond chance (Cohen 1960), up to 1; nan where chance alone makes them agree always.
+
+    >>> cohens_kappa(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), num_classes=2)
+    0.5
+    """
+    confusion = confusion_matrix(one, other, num_classes).astype(np.float64)
+    total = confusion.sum()
+    by_chance = float(confusion.sum(axis=0) @ confusion.sum(axis=1)) / max(total, 1) ** 2
+    return float((np.trace(confusion) / total - by_chance) / (1 - by_chance)) if total and by_chance < 1 else float("nan")
+
+
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts (K, K) int64: row is the true class, column the predicted one. Arrays of any (equal) shape.
 

@@ -21,6 +21,11 @@ def overlap_figures(truth: np.ndarray, prediction: np.ndarray) -> dict[str, floa
     {'dice': 0.5, 'iou': 0.333..., 'sensitivity': 0.5, 'specificity': 0.5, 'precision': 0.5, 'volume_error': 0.0}
     """
     (true_negative, false_positive), (missed, hit) = confusion_matrix(truth, prediction, num_classes=2)
+    return figures_of_counts(hit=hit, missed=missed, false_positive=false_positive, true_negative=true_negative)
+
+
+def figures_of_counts(*, hit: int, missed: int, false_positive: int, true_negative: int) -> dict[str, float]:
+    """The same from numbers of voxels."""
     return {
         "dice": _ratio(2 * hit, 2 * hit + missed + false_positive),
         "iou": _ratio(hit, hit + missed + false_positive),

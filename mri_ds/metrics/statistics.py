@@ -9,6 +9,7 @@ Source: Efron 1987; Efron and Tibshirani 1993, chapters 13 and 14.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -39,12 +40,28 @@ def bootstrap_interval(
     >>> bool(0.7 < low < values.mean() < high < 0.9)
     True
     """
-    if num_subjects < 2:
-        return NONE
-    resampled = np.array([figure(chosen) for chosen in _draw(num_subjects, num_resamples, seed)])
+    options = {"num_resamples": num_resamples, "confidence": confidence, "method": method}
+    return bootstrap_intervals(lambda chosen: np.array([figure(chosen)]), num_subjects, seed=seed, **options)[0]  # type: ignore[arg-type]
+
+
+def bootstrap_intervals(
+    figures: Callable[[np.ndarray], np.ndarray],
+    num_subjects: int,
+    *,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = CONFIDENCE,
+    method: str = "bca",
+) -> list[Interval]:
+    """As `bootstrap_interval`, of several figures (M,) that are found together: their M intervals, from the same resamples."""
     everyone = np.arange(num_subjects)
-    left_out = np.array([figure(np.delete(everyone, i)) for i in range(num_subjects)]) if method == "bca" else np.zeros(0)
-    return _interval(figure(everyone), resampled, left_out, confidence, method)
+    found = figures(everyone)
+    if num_subjects < 2:
+        return [NONE] * len(found)
+    resampled = np.array([figures(chosen) for chosen in _draw(num_subjects, num_resamples, seed)])
+    left_out = np.array([figures(np.delete(everyone, i)) for i in everyone]) if method == "bca" else np.zeros((0, len(found)))
+    columns = zip(found.tolist(), resampled.T, left_out.T, strict=True)
+    return [_interval(value, drawn, without, confidence, method) for value, drawn, without in columns]
 
 
 def mean_interval(
@@ -63,11 +80,10 @@ def mean_interval(
     >>> bool(0.7 < low < 0.8125 < high < 0.9)
     True
     """
-    table = values.reshape(len(values), -1).astype(np.float64)
-    if len(table) < 2:
+    if len(values) < 2:
         return NONE
-    drawn = _draw(len(table), num_resamples, seed)
-    times = np.stack([np.bincount(chosen, minlength=len(table)) for chosen in drawn]).astype(np.float64)
+    table = values.reshape(len(values), -1).astype(np.float64)
+    times = _times_drawn(len(table), num_resamples, seed)
     is_value = ~np.isnan(table)
     filled = np.where(is_value, table, 0.0)
 
@@ -82,6 +98,13 @@ def mean_interval(
 
 def _draw(num_subjects: int, num_resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, num_subjects, (num_resamples, num_subjects))
+
+
+@lru_cache(maxsize=8)
+def _times_drawn(num_subjects: int, num_resamples: int, seed: int) -> np.ndarray:
+    """(R, N) float64: how often each subject is in each resample."""
+    drawn = _draw(num_subjects, num_resamples, seed)
+    return np.stack([np.bincount(chosen, minlength=num_subjects) for chosen in drawn]).astype(np.float64)
 
 
 def _interval(found: float, resampled: np.ndarray, left_out: np.ndarray, confidence: float, method: str) -> Interval:
