@@ -17,6 +17,7 @@ from scipy.special import ndtr, ndtri
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
 NONE = (float("nan"), float("nan"))
+TIE = 1e-12
 
 Interval = tuple[float, float]
 
@@ -123,7 +124,8 @@ def _interval(found: float, resampled: np.ndarray, left_out: np.ndarray, confide
 
 def _bca_ends(found: float, resampled: np.ndarray, left_out: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Which quantiles of the resamples to take; nan where that is not defined."""
-    below = ((resampled < found).mean() + (resampled <= found).mean()) / 2
+    near = TIE * max(1.0, abs(found))  # what sums in another order differ by: equal figures stay equal
+    below = ((resampled < found - near).mean() + (resampled <= found + near).mean()) / 2
     pull = left_out.mean() - left_out
     with np.errstate(all="ignore"):
         bias = ndtri(below)
