@@ -25,6 +25,7 @@ REGRESSION = {
     "lower": "lower limit of agreement",
     "upper": "upper limit of agreement",
 }
+COUNTS = ("num_scored", "num_missed", "num_false_alarm", "num_empty")
 HEADLINE = {
     "segmentation": ("dice_mean", "Dice"),
     "classification": ("balanced_accuracy", "balanced accuracy"),
@@ -37,9 +38,9 @@ def print_result(result: dict[str, Any], console: Console | None = None) -> None
     console = console or Console()
     for name, task in result["tasks"].items():
         console.print(task_table(name, task))
-    for name, pairs in result["agreement"].items():
+    for name, pairs in result.get("agreement", {}).items():
         console.print(_agreement(name, pairs))
-    if result["strata"]:
+    if result.get("strata"):
         console.print(_strata(result["strata"]))
     told = "95 %: where the figure would lie with other subjects. constant: a predictor that knows the training data"
     console.print(f"{result['num_subjects']} subjects. {told} and never looks.")
@@ -55,23 +56,22 @@ def _segmentation(name: str, task: dict[str, Any]) -> Table:
     table.add_column("class")
     for heading in ("Dice", "95 %", "constant", "HD95 mm", "95 %", "subjects", "missed", "false alarms", "empty"):
         table.add_column(heading, justify="right")
-    interval = task["interval"]
     for label, value in task["dice"].items():
-        counts = [str(task[key][label]) for key in ("num_scored", "num_missed", "num_false_alarm", "num_empty")]
-        dice = [_number(value), _interval(interval["dice"][label]), _number(task["constant"]["dice"][label])]
-        surfaces = [_number(task["hd95_mm"][label], 2), _interval(interval["hd95_mm"][label], 2)]
+        counts = [str(task[key][label]) for key in COUNTS if key in task]
+        dice = [_number(value), _interval(task, "dice", label), _number(task["constant"]["dice"][label])]
+        surfaces = [_number(task["hd95_mm"][label], 2), _interval(task, "hd95_mm", label, digits=2)]
         table.add_row(label, *dice, *surfaces, *counts)
     table.add_section()
-    dice = [_number(task["dice_mean"]), _interval(interval["dice_mean"]), _number(task["constant"]["dice_mean"])]
-    surfaces = [_number(task["mean"]["hd95_mm"], 2), _interval(interval["mean"]["hd95_mm"], 2)]
-    table.add_row("mean", *dice, *surfaces, "", "", "", "", style="bold")
+    dice = [_number(task["dice_mean"]), _interval(task, "dice_mean"), _number(task["constant"]["dice_mean"])]
+    table.add_row("mean", *dice, style="bold")
     return table
 
 
 def _classification(name: str, task: dict[str, Any]) -> Table:
     table = _figures_table(f"{name} (classification, {task['num_scored']} subjects)")
     for key, label in CLASSIFICATION.items():
-        table.add_row(label, _number(task[key]), _interval(task["interval"][key]), _number(task["constant"][key]))
+        if key in task:
+            table.add_row(label, _number(task[key]), _interval(task, key), _number(task["constant"].get(key)))
     table.add_section()
     for truth, row in zip(task["classes"], task["confusion"]):
         told = ", ".join(f"{count} {label}" for label, count in zip(task["classes"], row) if count)
@@ -83,7 +83,8 @@ def _regression(name: str, task: dict[str, Any]) -> Table:
     unit = f", {task['unit']}" if task["unit"] else ""
     table = _figures_table(f"{name} (regression{unit}, {task['num_scored']} subjects)")
     for key, label in REGRESSION.items():
-        table.add_row(label, _number(task[key]), _interval(task["interval"][key]), _number(task["constant"][key]))
+        if key in task:
+            table.add_row(label, _number(task[key]), _interval(task, key), _number(task["constant"].get(key)))
     return table
 
 
@@ -98,7 +99,7 @@ def _strata(strata: dict[str, Any]) -> Table:
             shown = [f"{stratum} {level}", str(group["num_subjects"])]
             for name, task in group["tasks"].items():
                 key, label = HEADLINE[task["kind"]]
-                table.add_row(*shown, name, label, _number(task[key]), _interval(task["interval"][key]))
+                table.add_row(*shown, name, label, _number(task[key]), _interval(task, key))
                 shown = ["", ""]
         table.add_section()
     return table
@@ -112,8 +113,8 @@ def _agreement(name: str, pairs: list[dict[str, Any]]) -> Table:
         shown = [pair["a"], pair["b"], str(pair["num_subjects"])]
         for key, value in pair["figures"].items():
             for label, one in value.items() if isinstance(value, dict) else [("", value)]:
-                interval = pair["interval"][key][label] if label else pair["interval"][key]
-                table.add_row(*shown, f"{key} {label}".strip(), _number(one), _interval(interval))
+                interval = _interval(pair, key, label) if label else _interval(pair, key)
+                table.add_row(*shown, f"{key} {label}".strip(), _number(one), interval)
                 shown = ["", "", ""]
         table.add_section()
     return table
@@ -127,8 +128,12 @@ def _figures_table(title: str) -> Table:
     return table
 
 
-def _interval(ends: list[float | None], digits: int = 3) -> str:
-    low, high = ends
+def _interval(figures: dict[str, Any], *keys: str, digits: int = 3) -> str:
+    """Of figures["interval"][key][...]; nothing where an evaluation.json of an earlier version has none."""
+    ends: Any = figures.get("interval", {})
+    for key in keys:
+        ends = ends.get(key, {})
+    low, high = ends or (None, None)
     return "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
