@@ -31,7 +31,7 @@ def bootstrap_interval(
     confidence: float = CONFIDENCE,
     method: str = "bca",
 ) -> Interval:
-    """figure(indices) is the figure over the subjects with these numbers, (n,) ints, repeats among them.
+    """figure(indices) is the figure over the subjects with these numbers, (n,) ints in any order, repeats among them.
 
     A resample whose figure is not defined (nan: no such class among its subjects) says nothing and is left out, unless over half
     of them are: then, and for fewer than two subjects, the interval is (nan, nan). Raises ValueError for an unknown method.
@@ -59,7 +59,8 @@ def bootstrap_intervals(
     found = figures(everyone)
     if num_subjects < 2:
         return [NONE] * len(found)
-    resampled = np.array([figures(chosen) for chosen in _draw(num_subjects, num_resamples, seed)])
+    drawn, inverse = np.unique(np.sort(_draw(num_subjects, num_resamples, seed)), axis=0, return_inverse=True)
+    resampled = np.array([figures(chosen) for chosen in drawn])[inverse.ravel()]  # of few subjects there are few different draws
     left_out = np.array([figures(np.delete(everyone, i)) for i in everyone]) if method == "bca" else np.zeros((0, len(found)))
     columns = zip(found.tolist(), resampled.T, left_out.T, strict=True)
     return [_interval(value, drawn, without, confidence, method) for value, drawn, without in columns]
