@@ -89,6 +89,7 @@ def _score_labels(prediction: LabelMap, truth: np.ndarray, spacing_mm: np.ndarra
     ignored = prediction.classes.index(ignore) if ignore else None
     labels, predicted, counts = without_ignored(truth, prediction.labels, ignored)
     num_counted = int(counts.sum())
+    kept = counts if ignore else ...
     keys = (*BY_CLASS, "dice_constant", "truth_ml", "prediction_ml")
     by_class: Figures = {key: {} for key in keys} | {"constant": {key: {} for key in BY_CLASS}}
     voxel_ml = float(np.prod(spacing_mm)) / 1000
@@ -97,7 +98,7 @@ def _score_labels(prediction: LabelMap, truth: np.ndarray, spacing_mm: np.ndarra
             continue
         in_truth, in_prediction = labels == label, predicted == label
         size, called = int(in_truth.sum()), int(in_prediction.sum())
-        figures = overlap_figures(in_truth[counts], in_prediction[counts])
+        figures = overlap_figures(in_truth[kept], in_prediction[kept])
         figures |= surface_figures(in_truth, in_prediction, spacing_mm, tolerance_mm=tolerance_mm)
         figures["lesion_f1"] = lesion_f1(in_truth, in_prediction)
         constant = _constant_predictor(size, num_counted, diagonal_mm(truth.shape, spacing_mm))

@@ -20,8 +20,13 @@ def overlap_figures(truth: np.ndarray, prediction: np.ndarray) -> dict[str, floa
     >>> overlap_figures(np.array([True, True, False, False]), np.array([True, False, True, False]))  # doctest: +ELLIPSIS
     {'dice': 0.5, 'iou': 0.333..., 'sensitivity': 0.5, 'specificity': 0.5, 'precision': 0.5, 'volume_error': 0.0}
     """
-    (true_negative, false_positive), (missed, hit) = confusion_matrix(truth, prediction, num_classes=2)
-    return figures_of_counts(hit=hit, missed=missed, false_positive=false_positive, true_negative=true_negative)
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ in shape: bring them to one grid")
+    truth, prediction = truth.astype(bool, copy=False), prediction.astype(bool, copy=False)
+    there, called, hit = (int(np.count_nonzero(mask)) for mask in (truth, prediction, truth & prediction))
+    return figures_of_counts(
+        hit=hit, missed=there - hit, false_positive=called - hit, true_negative=truth.size - there - called + hit
+    )
 
 
 def figures_of_counts(*, hit: int, missed: int, false_positive: int, true_negative: int) -> dict[str, float]:
@@ -112,7 +117,9 @@ def without_ignored(truth: np.ndarray, prediction: np.ndarray, ignore: int | Non
     >>> truth.tolist(), prediction.tolist(), counts.tolist()
     ([0, 1, 0], [1, 1, 0], [True, True, False])
     """
-    counts = np.ones(truth.shape, dtype=bool) if ignore is None else truth != ignore
+    if ignore is None:
+        return truth, prediction, np.ones(truth.shape, dtype=bool)
+    counts = truth != ignore
     return np.where(counts, truth, 0), np.where(counts, prediction, 0), counts
 
 
