@@ -62,6 +62,7 @@ setup(
             "mpich>=4.3",
             "monai>=1.5",
             "medpy>=0.5",
+            "surface-distance>=0.1",
             "torchio>=1.2",
             "albumentations>=2.0.8",
             "SimpleITK>=2.5",

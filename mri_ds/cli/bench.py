@@ -158,6 +158,38 @@ def _told(row: dict[str, Any], ratio: float | None) -> str:
     return f"{row['voxels_per_s'] / 1e6:>10.1f}{times:>10}{row['first_batch_s']:>11.2f} s{row['peak_bytes'] / 2**20:>10.0f}"
 
 
+@app.command("metrics")
+def metrics(
+    source: Annotated[
+        Path | None, typer.Option("--data", help="Label maps: a folder of NIfTI files, or of a dataset. Default: synthetic.")
+    ] = None,
+    masks: Annotated[int, typer.Option("--masks", min=1, help="How many pairs of masks.")] = 20,
+    size: Annotated[int, typer.Option("--size", min=16, max=256, help="Voxels along each axis of synthetic heads.")] = 64,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Turns of all contenders; the median counts.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of heads and predictions.")] = 0,
+    json: Json = False,
+) -> None:
+    """Time of HD95, average surface distance and surface Dice of one pair of masks, beside MONAI's three calls.
+
+    Exit code 1 when ours take more than a third of MONAI's CPU time.
+
+    Example: `mri-ds bench metrics --data Task04_Hippocampus --json`
+    """
+    from mri_ds.bench.metrics import bench_metrics
+
+    with console.stdout_for_result(), console.progress("bench metrics") as report:
+        result = bench_metrics(source, num_masks=masks, size=size, repeats=repeats, seed=seed, progress=report)
+    if json:
+        console.print_json(result)
+    else:
+        print(f"{'CPU ms per pair of masks':<40}{'ours':>9}{'MONAI':>10}{'ratio':>8}")
+        for kind, name in (("figures", "HD95, ASSD, surface Dice"), ("with_area", "with surface Dice by area instead")):
+            row = result[kind]
+            print(f"{name:<40}{row['ours']['cpu_ms']:>9.2f}{row['monai']['cpu_ms']:>10.2f}{row['cpu_ratio']:>7.1f}x")
+    if not result["passed"]:
+        raise typer.Exit(1)
+
+
 @app.command("attention")
 def attention(
     edges: Annotated[str, typer.Option("--edges", help="Tokens along each axis of the grids.")] = "8,12,16,24,32,48,64",

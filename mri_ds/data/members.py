@@ -49,11 +49,14 @@ class SampleMeta(BaseModel):
     label_voxels: dict[str, list[int]] = {}  # per label map the number of voxels of each value from 0 on
     values: dict[str, int | float] = {}
     site: str = Field(default="", max_length=MAX_TAG_LETTERS)
+    strata: dict[str, Annotated[str, Field(max_length=MAX_TAG_LETTERS)]] = {}  # age_band, scanner, sex: those that are known
     acquisition: list[Tags] = []  # one per channel, or none at all
     source_sha256: list[str] = []
 
 
-def encode_sample(sample: Sample, *, source_sha256: Sequence[str] = (), site: str = "") -> dict[str, bytes]:
+def encode_sample(
+    sample: Sample, *, source_sha256: Sequence[str] = (), site: str = "", strata: Mapping[str, str] = {}
+) -> dict[str, bytes]:
     """Sample -> {member name without its key: bytes}; the same bytes for the same sample."""
     image = as_stored(sample["image"])
     maps = {task: label for task, label in sample["targets"].items() if isinstance(label, np.ndarray)}
@@ -71,6 +74,8 @@ def encode_sample(sample: Sample, *, source_sha256: Sequence[str] = (), site: st
         "acquisition": [_checked(tags) for tags in sample.get("acquisition", [])],
         "source_sha256": list(source_sha256),
     }
+    if strata:
+        meta["strata"] = {name: value[:MAX_TAG_LETTERS] for name, value in strata.items()}
     members = {IMAGE: encode_array(image), META: json.dumps(meta, sort_keys=True).encode()}
     for task, label in maps.items():
         places = foreground_places(label)

@@ -3,24 +3,30 @@
 Axes: D H W voxels of the native grid, K classes.
 In: a Run and a folder of shards.  Out: plain dictionaries for JSON; what is not defined (no subject had the class) is None.
 
-    {"tasks": {"tissue": {"kind": "segmentation", "dice_mean", "dice": {class: x}, "hd95_mm": {class: x},
-                          "num_scored": {class: n}, "num_missed": {class: n}, "num_false_alarm": {class: n},
-                          "num_empty": {class: n}, "constant": {"dice_mean", "dice": {class: x}}},
-               "lesion": {"kind": "classification", "balanced_accuracy", "auc", "confusion": K rows by truth, "classes",
-                          "num_scored", "constant": {"balanced_accuracy", "auc"}},
-               "age": {"kind": "regression", "mae", "rmse", "r", "mae_constant", "unit", "num_scored",
-                       "constant": {"mae", "rmse"}}},
-     "subjects": [{"subject_id", task: {...}}], "num_subjects": n}
+    {"tasks": {"tissue": {"kind": "segmentation", "dice_mean", "dice": {class: x}, "hd95_mm": {class: x}, ... each of
+                          figures.BY_CLASS; "mean": {figure: x} over the classes; "num_scored": {class: n}, "num_missed",
+                          "num_false_alarm", "num_empty", "num_defined": {figure: {class: n}}, "ignore": class or ""},
+               "lesion": {"kind": "classification", each of figures.CLASSIFICATION, "by_class": {class: {figure: x}},
+                          "confusion": K rows by truth, "classes", "num_scored", "num": {class: n}, "constant_by_class"},
+               "age": {"kind": "regression", each of figures.REGRESSION, "mae_constant", "unit", "num_scored"}},
+     "strata": {"site": {level: {"num_subjects", "tasks": as above}}}, "strata_of_subjects": {subject_id: {stratum: level}},
+     "agreement": {task: [{"a", "b", "num_subjects", "figures", "interval"}]}, see readers.py,
+     "subjects": [{"subject_id", task: {...}}], "num_subjects": n, "split", "tolerance_mm"}
 
-Means of dice and hd95_mm are over num_scored; how empty masks count is said in metrics/overlap.py and metrics/surface.py.
+Every task has "constant", its figures as the constant predictor has them, and "interval", of the same shape, [low, high] of 95 %.
+Means are over the subjects whose figure is defined; how empty masks count is said in metrics/overlap.py and metrics/surface.py.
 """
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mri_ds.data.index import ShardDataset
 from mri_ds.errors import InputError
 from mri_ds.evaluation.figures import Figures, json_ready, score_subject, summarize
+from mri_ds.evaluation.readers import Readers, agreement, check_readers, compare_pairs
+from mri_ds.evaluation.strata import NUM_RESAMPLES, by_stratum, strata_of_subject
 from mri_ds.inference.picture import draw_case
 from mri_ds.inference.run import Run
 from mri_ds.inference.subject import LabelMap, predict_sample
@@ -29,27 +35,59 @@ Progress = Callable[[int, int], None]
 
 
 def evaluate(
-    run: Run, shards: str | Path, *, split: str = "test", keep_small_parts: bool = False, progress: Progress | None = None
+    run: Run,
+    shards: str | Path,
+    *,
+    split: str = "test",
+    keep_small_parts: bool = False,
+    tolerance_mm: float = 1.0,
+    readers: Readers | None = None,
+    progress: Progress | None = None,
 ) -> Figures:
     """Predicts every subject of `split` on its native grid and scores it there. `progress` hears (done, total).
 
-    Raises InputError when the shards lack one of the run's tasks, classes or channels, or have no subject in `split`.
+    tolerance_mm: of surface Dice. readers: for a task, those tasks of the shards that are further people's labels of it.
+    Raises InputError when the shards lack one of the run's tasks, classes, channels or readers, or have no subject in `split`.
     """
     dataset = open_split(run, shards, split)
+    readers = readers or {}
+    check_readers(readers, run.config.tasks, dataset.tasks, str(shards))
     subjects: list[Figures] = []
+    pairs: dict[str, list[Any]] = defaultdict(list)
+    ignored = {name: run.config.loss.of(name).ignore for name in run.config.tasks}
     for i in range(len(dataset)):
         sample = dataset.read(i)
         figures: Figures = {"subject_id": sample["subject_id"]}
         for name, prediction in predict_sample(run, sample, keep_small_parts=keep_small_parts).items():
+            spacing_mm = sample["spacing_mm"]
+            options: dict[str, Any] = {"ignore": ignored[name], "tolerance_mm": tolerance_mm}
             if name in sample["targets"]:
-                figures[name] = score_subject(prediction, sample["targets"][name], sample["spacing_mm"])
+                figures[name] = score_subject(prediction, sample["targets"][name], spacing_mm, **options)
+            if others := readers.get(name):
+                pairs[name].append(compare_pairs(name, others, prediction, sample["targets"], spacing_mm, **options))
         subjects.append(figures)
         if progress is not None:
             progress(i + 1, len(dataset))
-    tasks = {}
-    for name, task in run.config.tasks.items():
-        tasks[name] = summarize(task, dataset.manifest.tasks[name], [subject[name] for subject in subjects if name in subject])
-    return json_ready({"tasks": tasks, "subjects": subjects, "num_subjects": len(subjects)})
+
+    def summary(name: str, chosen: Sequence[int], **options: Any) -> Figures | None:
+        scored = [subjects[i][name] for i in chosen if name in subjects[i]]
+        task, trained = run.config.tasks[name], dataset.manifest.tasks[name]
+        return summarize(task, trained, scored, ignore=ignored[name], **options) if scored or not options else None
+
+    levels = [strata_of_subject(dataset, i) for i in range(len(dataset))]
+    names = list(run.config.tasks)
+    return json_ready(
+        {
+            "tasks": {name: summary(name, range(len(subjects))) for name in names},
+            "strata": by_stratum(levels, names, lambda name, group: summary(name, group, num_resamples=NUM_RESAMPLES)),
+            "strata_of_subjects": {subject["subject_id"]: level for subject, level in zip(subjects, levels)},
+            "agreement": {name: agreement(run.config.tasks[name], found, ignore=ignored[name]) for name, found in pairs.items()},
+            "subjects": subjects,
+            "num_subjects": len(subjects),
+            "split": split,
+            "tolerance_mm": tolerance_mm,
+        }
+    )
 
 
 def draw_first_case(run: Run, shards: str | Path, split: str, path: str | Path) -> Path | None:

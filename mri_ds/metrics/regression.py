@@ -1,9 +1,22 @@
 """Errors of predicted numbers, in the unit of the target, and their correlation.
 
 In: truth and prediction (N,).  Out: floats; nan where a figure is not defined.
+Source: Bland and Altman 1986 (limits of agreement).
 """
 
+from typing import NamedTuple
+
 import numpy as np
+
+NORMAL_95 = 1.959963984540054  # standard deviations either side that hold 95 % of a normal distribution
+
+
+class Agreement(NamedTuple):
+    """Bland-Altman, in the target's unit: mean of prediction minus truth, and what 95 % of differences lie between."""
+
+    bias: float
+    lower: float
+    upper: float
 
 
 def mae(truth: np.ndarray, prediction: np.ndarray) -> float:
@@ -35,6 +48,34 @@ def pearson_r(truth: np.ndarray, prediction: np.ndarray) -> float:
         return float("nan")
     x, y = truth - np.mean(truth), prediction - np.mean(prediction)
     return float(np.clip(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)), -1, 1))
+
+
+def r_squared(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """Share of the truth's variance that is explained, up to 1; 0 for its own mean, below for worse.
+
+    nan for fewer than two subjects, or a truth that does not vary.
+
+    >>> r_squared(np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 2.0]))
+    0.0
+    """
+    errors = _errors(truth, prediction)
+    if len(truth) < 2 or np.ptp(truth) == 0:
+        return float("nan")
+    return float(1 - errors @ errors / np.square(truth - np.mean(truth)).sum())
+
+
+def bland_altman(truth: np.ndarray, prediction: np.ndarray) -> Agreement:
+    """Bias and limits: mean difference and 1.96 sample standard deviations either side; limits are nan for one subject.
+
+    >>> bland_altman(np.array([10.0, 20.0, 30.0]), np.array([11.0, 22.0, 33.0]))  # doctest: +ELLIPSIS
+    Agreement(bias=2.0, lower=0.040..., upper=3.959...)
+    """
+    errors = _errors(truth, prediction)
+    if not len(errors):
+        return Agreement(float("nan"), float("nan"), float("nan"))
+    bias = float(errors.mean())
+    reach = NORMAL_95 * float(errors.std(ddof=1)) if len(errors) > 1 else float("nan")
+    return Agreement(bias, bias - reach, bias + reach)
 
 
 def _errors(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:

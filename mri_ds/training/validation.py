@@ -19,7 +19,7 @@ from mri_ds.data.index import ShardDataset
 from mri_ds.data.subjects import Subjects, WholeSubject
 from mri_ds.errors import InputError
 from mri_ds.metrics.classification import balanced_accuracy, roc_auc_ovr
-from mri_ds.metrics.overlap import dice_per_class
+from mri_ds.metrics.overlap import dice_per_class, without_ignored
 from mri_ds.metrics.regression import mae, pearson_r
 from mri_ds.nn.sliding_window import sliding_window, window_corners
 from mri_ds.training import distributed
@@ -109,7 +109,7 @@ class Validation:
                 row += [math.nan] * _width(task)
             elif isinstance(truth, torch.Tensor):
                 guess = outputs[name][0].argmax(dim=0).cpu().numpy()
-                row += dice_per_class(truth.numpy(), guess, task.num_outputs)[1:].tolist()
+                row += _dice_by_class(truth.numpy(), guess, task, self.config.loss.of(name).ignore)
             elif task.kind == "classification":
                 row += [float(truth), *outputs[name][0].double().softmax(dim=0).tolist()]
             else:
@@ -134,6 +134,16 @@ class Validation:
             return None
         name = self.subjects.maps[0]
         return draw_slices(subject.image[0], subject.labels.get(name), outputs[name][0].argmax(dim=0).cpu())
+
+
+def _dice_by_class(truth: np.ndarray, guess: np.ndarray, task: TaskConfig, ignore: str) -> list[float]:
+    """Of every class but the background; nan for the one to ignore, whose true voxels count in none."""
+    ignored = task.classes.index(ignore) if ignore else None
+    truth, guess, _ = without_ignored(truth, guess, ignored)
+    found = dice_per_class(truth, guess, task.num_outputs)
+    if ignored is not None:
+        found[ignored] = math.nan
+    return found[1:].tolist()  # type: ignore[no-any-return]
 
 
 def _width(task: TaskConfig) -> int:

@@ -42,12 +42,18 @@ def test_evaluate_prints_one_object_and_draws(made: Path, tmp_path: Path) -> Non
     assert figures["picture"] == str(picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "evaluate: 2/2" in result.stderr
+    files = {name: Path(path) for name, path in figures["files"].items()}
+    assert sorted(files) == ["classes", "evaluation", "strata", "subjects", "tasks"]
+    assert all(path.parent == made / "run" / "evaluation" for path in files.values())
+    assert json.loads(files["evaluation"].read_text())["tasks"] == figures["tasks"]
+    assert files["subjects"].read_text().count("\n") > 2 * len(figures["tasks"])
 
 
 def test_evaluate_tells_people_a_table(made: Path) -> None:
     result = call("evaluate", "--checkpoint", made / "run", "--data", made / "shards", "--split", "train")
     assert result.exit_code == 0, result.output
     assert "mean absolute error" in result.stdout and "constant" in result.stdout
+    assert (made / "run" / "evaluation-train" / "tasks.csv").is_file(), "beside the held-out results, not over them"
 
 
 def test_predict_writes_on_the_inputs_own_grid(made: Path, tmp_path: Path) -> None:
@@ -85,6 +91,12 @@ def test_no_run(made: Path, tmp_path: Path) -> None:
 
 def test_no_shards(made: Path, tmp_path: Path) -> None:
     assert str(tmp_path) in refusal("evaluate", "--checkpoint", made / "run", "--data", tmp_path)
+
+
+def test_wrong_readers(made: Path) -> None:
+    where = ("--checkpoint", made / "run", "--data", made / "shards")
+    assert "write it as --reader tissue=tissue_b" in refusal("evaluate", *where, "--reader", "tissue")
+    assert "no further labels tissue_b" in refusal("evaluate", *where, "--reader", "tissue=tissue_b")
 
 
 def test_no_such_split(made: Path) -> None:

@@ -128,7 +128,8 @@ def test_classification(result):
     # none: s0 called some, s2 right; some: s4 right, s6 called none
     assert figures["confusion"] == [[1, 1], [1, 1]] and figures["classes"] == ["none", "some"]
     assert figures["balanced_accuracy"] == 0.5 and figures["auc"] == 0.5
-    assert figures["constant"] == {"balanced_accuracy": 0.5, "auc": 0.5} and figures["num_scored"] == 4
+    constant = {key: figures["constant"][key] for key in ("balanced_accuracy", "auc")}
+    assert constant == {"balanced_accuracy": 0.5, "auc": 0.5} and figures["num_scored"] == 4
 
 
 def test_regression_leaves_out_the_unlabelled_and_compares_with_the_training_mean(result):

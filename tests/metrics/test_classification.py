@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from mri_ds.metrics.classification import balanced_accuracy, confusion_matrix, roc_auc_ovr
+from mri_ds.metrics.classification import (
+    average_precision_ovr,
+    balanced_accuracy,
+    confusion_matrix,
+    matthews_correlation,
+    roc_auc_ovr,
+)
 
 
 def draw(seed: int, num_subjects: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,3 +66,25 @@ def test_wrong_input_is_named():
         confusion_matrix(np.array([0, 5]), np.array([0, 1]), 3)
     with pytest.raises(ValueError, match="4 subjects"):
         roc_auc_ovr(np.zeros(4, dtype=int), np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_and_mcc_equal_scikit_learn(seed, num_classes):
+    truth, probabilities = draw(seed, 60, num_classes)
+    predicted = probabilities.argmax(axis=1)
+    assert matthews_correlation(truth, predicted, num_classes) == pytest.approx(sk.matthews_corrcoef(truth, predicted))
+    one_vs_rest = [sk.average_precision_score(truth == k, probabilities[:, k]) for k in range(num_classes)]
+    assert average_precision_ovr(truth, probabilities) == pytest.approx(np.mean(one_vs_rest))
+
+
+def test_average_precision_and_mcc_where_they_are_worth_nothing_or_undefined():
+    truth = np.array([0] * 8 + [1] * 2)
+    constant = np.tile([0.8, 0.2], (10, 1))
+    assert matthews_correlation(truth, np.zeros_like(truth), 2) == sk.matthews_corrcoef(truth, np.zeros_like(truth)) == 0.0
+    assert average_precision_ovr(truth, constant) == pytest.approx((0.8 + 0.2) / 2)  # the share of each class
+    nobody = np.zeros(0, dtype=int)
+    assert np.isnan(matthews_correlation(nobody, nobody, 2)) and np.isnan(average_precision_ovr(nobody, np.zeros((0, 2))))
+    assert average_precision_ovr(np.zeros(3, dtype=int), np.full((3, 2), 0.5)) == 1.0  # class 1 does not occur
+    with pytest.raises(ValueError, match="4 subjects"):
+        average_precision_ovr(np.zeros(4, dtype=int), np.zeros((3, 2)))

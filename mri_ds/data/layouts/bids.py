@@ -17,6 +17,7 @@ from mri_ds.data.layouts.bids_labels import LabelMaps, find_label_maps, infer_ta
 from mri_ds.data.layouts.bids_names import BidsFile, anat_folders, images_of
 from mri_ds.data.layouts.description import DESCRIPTION, read_description
 from mri_ds.data.layouts.sites import site_column, site_of
+from mri_ds.data.layouts.strata import strata_of
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles
 from mri_ds.data.layouts.targets import check_column, check_task, infer_tasks, read_dictionary, values_of
 from mri_ds.data.layouts.text import Row, is_missing, read_table
@@ -68,6 +69,7 @@ def find_bids(src: Path) -> Dataset:
             values_of(scan.sample_id, table.get(scan.sample_id, {}), tasks, src / TABLE),
             patient=f"sub-{scan.patient}",
             site=_site(table.get(scan.sample_id, {}), f"{src / TABLE}: {scan.sample_id}"),
+            strata=strata_of(table.get(scan.sample_id, {})),
         )
         for scan in sorted(complete, key=lambda scan: scan.sample_id)
     ]

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from mri_ds.config import TaskConfig, nearest
 from mri_ds.data.layouts.description import HOW_TO_NAME_CLASSES, read_description
 from mri_ds.data.layouts.sites import site_column, site_of
+from mri_ds.data.layouts.strata import strata_of
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles
 from mri_ds.data.layouts.targets import check_column, check_task, infer_tasks, read_dictionary, values_of
 from mri_ds.data.layouts.text import Row, is_missing, read_table
@@ -54,6 +55,7 @@ def find_csv(src: Path) -> Dataset:
             patient=patients.get(subject, ""),
             series=_series(subject, row, channels, src),
             site=site_of(row, site, f"{src}: {subject}"),
+            strata=strata_of(row),
         )
         for subject, row in sorted(table.items())
     ]

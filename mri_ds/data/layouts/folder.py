@@ -19,6 +19,7 @@ from mri_ds.config import TaskConfig
 from mri_ds.data.images import image_name
 from mri_ds.data.layouts.description import DESCRIPTION, HOW_TO_NAME_CLASSES, read_description
 from mri_ds.data.layouts.sites import site_column, site_of
+from mri_ds.data.layouts.strata import strata_of
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles
 from mri_ds.data.layouts.targets import check_column, check_task, infer_tasks, read_dictionary, values_of
 from mri_ds.data.layouts.text import Row, read_table
@@ -54,6 +55,7 @@ def find_folder(src: Path) -> Dataset:
             {name: path for name, path in labels.get(subject, {}).items() if name in tasks and _is_map(tasks[name])},
             values_of(subject, row, tasks, src / TABLE),
             site=site_of(row, site_column(row), f"{src / TABLE}: {subject}"),
+            strata=strata_of(row),
         )
         for subject, row in sorted(table.items())
     ]

@@ -34,6 +34,7 @@ class SubjectFiles:
     values: dict[str, str | float] = field(default_factory=dict)
     series: tuple[str, ...] = ()  # of an image that is a DICOM study: those to read, as dicom.read_dicom takes them
     site: str = ""  # the study's code of where the subject was scanned
+    strata: dict[str, str] = field(default_factory=dict)  # what groups subjects in tables, see strata.py
     patient: str = ""  # "": this is the only subject of its patient
 
     @property

@@ -17,6 +17,7 @@ from mri_ds.data.arrays import read_json
 from mri_ds.data.inside_tar import TAR, find_member, members, open_file
 from mri_ds.data.layouts.description import DESCRIPTION, HOW_TO_NAME_CLASSES, read_description
 from mri_ds.data.layouts.sites import site_column, site_of
+from mri_ds.data.layouts.strata import strata_of
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles
 from mri_ds.data.layouts.targets import check_column, check_task, infer_tasks, values_of
 from mri_ds.data.layouts.text import Row, is_missing
@@ -64,6 +65,7 @@ def find_webdataset(src: Path) -> Dataset:
             values_of(key, targets[key], tasks, src),
             patient=patients.get(key, ""),
             site=sites[key],
+            strata=strata_of(table[key]),
         )
         for key, images in sorted(complete.items())
     ]
