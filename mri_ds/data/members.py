@@ -49,11 +49,12 @@ class SampleMeta(BaseModel):
     label_voxels: dict[str, list[int]] = {}  # per label map the number of voxels of each value from 0 on
     values: dict[str, int | float] = {}
     site: str = Field(default="", max_length=MAX_TAG_LETTERS)
+    patient: str = Field(default="", max_length=MAX_TAG_LETTERS)  # where it has several subjects, which no split may part
     acquisition: list[Tags] = []  # one per channel, or none at all
     source_sha256: list[str] = []
 
 
-def encode_sample(sample: Sample, *, source_sha256: Sequence[str] = (), site: str = "") -> dict[str, bytes]:
+def encode_sample(sample: Sample, *, source_sha256: Sequence[str] = (), site: str = "", patient: str = "") -> dict[str, bytes]:
     """Sample -> {member name without its key: bytes}; the same bytes for the same sample."""
     image = as_stored(sample["image"])
     maps = {task: label for task, label in sample["targets"].items() if isinstance(label, np.ndarray)}
@@ -70,6 +71,7 @@ def encode_sample(sample: Sample, *, source_sha256: Sequence[str] = (), site: st
         "site": site[:MAX_TAG_LETTERS],
         "acquisition": [_checked(tags) for tags in sample.get("acquisition", [])],
         "source_sha256": list(source_sha256),
+        **({"patient": patient[:MAX_TAG_LETTERS]} if patient not in ("", sample["subject_id"]) else {}),
     }
     members = {IMAGE: encode_array(image), META: json.dumps(meta, sort_keys=True).encode()}
     for task, label in maps.items():

@@ -110,15 +110,18 @@ def encode_subject(files: SubjectFiles, tasks: dict[str, TaskConfig], num_channe
         sample = to_canonical(loaded)
         if "acquisition" in loaded:
             sample["acquisition"] = loaded["acquisition"]
-        members = encode_sample(sample, source_sha256=[source_sha256(path) for path in files.images], site=files.site)
+        members = encode_sample(
+            sample, source_sha256=[source_sha256(path) for path in files.images], site=files.site, patient=files.patient
+        )
     except InputError as err:
         return err
     except OSError as err:  # a file that went while it was read
         return InputError(f"cannot be read ({err.strerror})", where=files.subject_id, fix="put its files back")
-    return EncodedSubject(key_of(files.subject_id), members, _summarize(sample, tasks), notes)
+    return EncodedSubject(key_of(files.subject_id), members, summarize_subject(sample, tasks), notes)
 
 
-def _summarize(sample: Sample, tasks: dict[str, TaskConfig]) -> Summary:
+def summarize_subject(sample: Sample, tasks: dict[str, TaskConfig]) -> Summary:
+    """What the manifest's statistics need to know of one canonical sample, read from files or from a shard: the same digits."""
     targets = sample["targets"]
     maps = {name for name, task in tasks.items() if task.kind == "segmentation"} & targets.keys()
     voxel_ml = float(abs(np.linalg.det(sample["affine"][:3, :3]))) / 1000
