@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from mri_ds import __version__
-from mri_ds.cli import bench, console, convert, data, doctor, network, parity, plan, replay, results, train
+from mri_ds.cli import bench, console, convert, cross_validate, data, doctor, network, parity, plan, replay, results, train
 from mri_ds.errors import InputError, RunError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -29,7 +29,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "replay": replay.replay,
     "evaluate": results.evaluate,
     "predict": results.predict,
+    "cross-validate": cross_validate.cross_validate,
+    "compare": cross_validate.compare,
 }
+CONTEXTS: dict[str, dict[str, Any]] = {"cross-validate": cross_validate.TRAIN_OPTIONS}
 
 
 class _Commands(TyperGroup):
@@ -55,7 +58,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name, context_settings=CONTEXTS.get(_name))(_command)
 app.add_typer(bench.app, name="bench")
 
 

@@ -1,8 +1,8 @@
 """K folds of one folder of shards: each a folder of shards itself, in which no voxel is written again.
 
-In: a folder of shards on this disk.  Out: per fold a folder of links to its tars, with indexes that list a part of their samples,
+In: a folder of shards on this disk.  Out: per fold a folder of links to its tars, with indexes that list some of their samples,
 and a manifest whose statistics come from that fold's training subjects alone.
-What was sharded as train, test or anything else is dealt out anew. Whatever reads shards reads a fold, and knows nothing of folds.
+What was sharded as train, test or anything else is dealt out anew. What reads shards reads a fold, and knows of no folds.
 """
 
 import functools
@@ -90,7 +90,7 @@ def write_fold(shards: Path, out: Path, fold_of: Mapping[str, int], fold: int, s
 
 
 def summarize_all(shards: Path, *, kept: Path | None = None, progress: Progress | None = None) -> dict[str, Summary]:
-    """{subject: its Summary} of every split; every voxel is read once, and the result kept in the file `kept` for the next call."""
+    """{subject: its Summary} of every split; every voxel is read once; the file `kept` keeps it for the next call."""
     digest = hashlib.sha256((shards / MANIFEST).read_bytes()).hexdigest()
     if kept is not None and kept.is_file():
         raw = json.loads(kept.read_bytes())
