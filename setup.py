@@ -61,6 +61,7 @@ setup(
             "mpich>=4.3",
             "monai>=1.5",
             "medpy>=0.5",
+            "statsmodels>=0.14",  # oracle of Holm and McNemar in tests; nothing imports it at run time
             "torchio>=1.2",
             "albumentations>=2.0.8",
             "SimpleITK>=2.5",
