@@ -12,7 +12,21 @@ import typer
 from typer.core import TyperGroup
 
 from mri_ds import __version__
-from mri_ds.cli import bench, console, convert, cross_validate, data, doctor, network, parity, plan, replay, results, train
+from mri_ds.cli import (
+    bench,
+    calibrate,
+    console,
+    convert,
+    cross_validate,
+    data,
+    doctor,
+    network,
+    parity,
+    plan,
+    replay,
+    results,
+    train,
+)
 from mri_ds.errors import InputError, RunError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -29,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "replay": replay.replay,
     "evaluate": results.evaluate,
     "predict": results.predict,
+    "calibrate": calibrate.calibrate,
     "cross-validate": cross_validate.cross_validate,
     "compare": cross_validate.compare,
 }

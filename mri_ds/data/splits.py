@@ -31,7 +31,7 @@ def assign_folds(
     for subject, stratum in zip(subject_ids, strata):
         groups[repr(stratum)].append(subject)  # strata may be of several types, which have no order of their own
     dice = None if seed is None else np.random.default_rng([seed, FOLDS])
-    dealt = []
+    dealt: list[str] = []
     for stratum in sorted(groups):
         members = sorted(groups[stratum])
         dealt += members if dice is None else [members[i] for i in dice.permutation(len(members))]

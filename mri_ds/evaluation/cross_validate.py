@@ -205,8 +205,8 @@ def _science(options: Sequence[str]) -> Iterator[str]:
 
 
 def _keep_plan(out: Path, plan: dict[str, Any]) -> None:
-    path = out / "plan.json"
-    if path.is_file() and (old := json.loads(path.read_bytes())) != plan:
+    path, is_begun = out / "plan.json", any(out.glob("fold-*"))  # before, an option that was refused may be mended
+    if is_begun and path.is_file() and (old := json.loads(path.read_bytes())) != plan:
         changed = next(key for key in plan if old.get(key) != plan[key])
         words = {"manifest_sha256": "the shards", "num_folds": "--folds", "seed": "--seed", "train": "options of `mri-ds train`"}
         raise InputError(

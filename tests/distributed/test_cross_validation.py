@@ -18,7 +18,7 @@ from mri_ds.errors import InputError
 from mri_ds.evaluation.cross_validate import cross_validate
 
 SETS = ["training.steps=12", "training.global_batch=2", "training.checkpoint_every=1", "training.validate_every=0"]
-SETS += ["data.num_workers=0", "data.patch=[16,16,16]", "model.depth=1", "model.num_experts=2"]
+SETS += ["data.num_workers=0", "data.patch=[16,16,16]", "model.num_layers=1", "model.num_experts=2"]
 OPTIONS = ["--scale=tiny", "--ranks", "1", *(f"--set={item}" for item in SETS)]
 
 
@@ -28,13 +28,15 @@ def test_a_killed_fold_goes_on_and_a_finished_one_is_left_alone(shards: Path, tm
     command = [str(Path(sys.executable).parent / "mri-ds"), "cross-validate", "--data", str(shards), "--out", str(out)]
     command += ["--folds", "2", "--json", *OPTIONS]
     with started(command, tmp_path / "first.log") as (process, children):
-        checkpoint = wait_for(lambda: list(out.glob("fold-0/checkpoints/step*")), timeout_s=240, what="a checkpoint")
+        checkpoints = out / "fold-0" / "checkpoints"
+        wait_for(lambda: list(checkpoints.glob("step*")) or process.poll() is not None, timeout_s=240, what="a checkpoint")
+        assert process.poll() is None, (tmp_path / "first.log").read_text()
         below = list(children().values())
         process.send_signal(signal.SIGKILL)
         process.wait()
         gone, alive = psutil.wait_procs(below, timeout=120)
         assert gone and not alive, "a training outlived its cross-validation"
-    assert checkpoint and not (out / "fold-0" / "model.safetensors").exists()
+    assert not (out / "fold-0" / "model.safetensors").exists()
 
     log = run(command, tmp_path / "second.log", timeout_s=600)
     assert "resuming from step" in log and log.count("subjects to train on") == 2
