@@ -41,8 +41,8 @@ def _tell(fitted: dict[str, Any]) -> None:
     share = f"{100 * fitted['coverage']:g} %"
     for name, task in fitted["tasks"].items():
         if task["kind"] == "regression":
-            width = "too few subjects for an interval" if task["half_width"] is None else f"-+ {task['half_width']:.3g}"
-            print(f"{name}: {width} {task['unit']} holds the truth in {share}")
+            width = f"-+ {task['half_width'] or 0:.3g} {task['unit']} holds the truth in {share}"
+            print(f"{name}: {'too few subjects for an interval' if task['half_width'] is None else width}")
             continue
         before, after = (task["nll"][key] for key in ("before", "after"))
         likelihood = "" if before is None else f", log loss {before:.4f} -> {after:.4f}"
