@@ -83,16 +83,16 @@ def _print_comparison(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{result['num_subjects']} subjects; positive differences favour B", title_justify="left")
-    for heading in ("task", "figure", "A", "B", "difference (95 %)", "effect", "test", "p", "p Holm", ""):
-        table.add_column(heading, justify="left" if heading in ("task", "figure", "test", "") else "right")
+    title = f"{result['num_subjects']} subjects; a positive difference favours B; p by Holm over all rows"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("figure")
+    for heading in ("A", "B", "difference [95 %]", "effect", "p", "better"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in result["comparisons"]:
         low, high = row["interval"]
-        verdict = f"{row['better']} is better" if row["better"] else ""
-        figure = f"{row['figure']} {row['class']}".strip()
-        difference = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
-        shown = [f"{row['a']:.3f}", f"{row['b']:.3f}", difference, f"{row['effect']:+.2f}", row["test"]]
-        table.add_row(row["task"], figure, *shown, f"{row['p']:.3g}", f"{row['p_holm']:.3g}", verdict)
+        difference = f"{row['difference']:+.3f} [{low:+.2f}, {high:+.2f}]"
+        numbers = [f"{row['a']:.3f}", f"{row['b']:.3f}", difference, f"{row['effect']:+.2f}", f"{row['p_holm']:.2g}"]
+        table.add_row(" ".join(filter(None, (row["task"], row["class"], row["figure"]))), *numbers, row["better"] or "-")
     Console().print(table)
     for note in result["notes"]:
         print(note)

@@ -228,6 +228,8 @@ def _lines(pooled: Figures) -> Iterator[list[Any]]:
             for figure, value in figures.items():
                 by_class = value if isinstance(value, dict) else {"": value}
                 for label, number in by_class.items():
+                    if isinstance(number, dict):  # figures of other predictors, which evaluation.json has
+                        continue
                     yield [subject["subject_id"], subject["fold"], task, figure, label, "" if number is None else number]
 
 
