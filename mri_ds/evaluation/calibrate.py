@@ -42,7 +42,8 @@ from mri_ds.sample import log_variance
 
 FILE = "calibration.json"
 SPLITS = ("val", "validation", "test")  # the first of these that the shards have
-VOXELS = 20_000  # per subject, from the box of what is or was called a structure
+VOXELS = 20_000  # per subject at most, from the box of what is or was called a structure
+ALL_SCORES = 10**8  # of all classes of all those voxels: 400 MB
 MARGIN = 3  # voxels around that box
 REGION_SHARE = 0.95  # of a structure's voxels, that a region promises to hold
 Fitted = dict[str, Any]
@@ -112,7 +113,11 @@ def _raw(run: Run, dataset: ShardDataset, index: int, voxel_tasks: Sequence[str]
             continue
         raw = outputs[name][0].double().cpu().numpy()
         if name in voxel_tasks:
-            cases[name] = _some_voxels(raw, targets[name], seed=index)
+            ignore = run.config.loss.of(name).ignore
+            limit = min(VOXELS, ALL_SCORES // (len(raw) * len(dataset)))
+            cases[name] = _some_voxels(
+                raw, targets[name], limit, ignored=task.classes.index(ignore) if ignore else -1, seed=index
+            )
         elif task.kind == "classification":
             cases[name] = (raw[None], np.array([int(targets[name])]))
         else:
@@ -122,15 +127,18 @@ def _raw(run: Run, dataset: ShardDataset, index: int, voxel_tasks: Sequence[str]
     return cases
 
 
-def _some_voxels(logits: np.ndarray, truth: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n, K) and (n,) of at most VOXELS, drawn evenly from the box around truth and prediction; far background says nothing."""
+def _some_voxels(logits: np.ndarray, truth: np.ndarray, limit: int, *, ignored: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n, K) and (n,) of at most `limit`, drawn evenly from the box around truth and prediction; far background says nothing.
+
+    Voxels of the class `ignored` are left out.
+    """
     found = np.argwhere((truth > 0) | (logits.argmax(axis=0) > 0))
     if not len(found):
         return np.zeros((0, len(logits))), np.zeros(0, dtype=np.int64)
     low, high = np.maximum(found.min(axis=0) - MARGIN, 0), found.max(axis=0) + MARGIN + 1
     box = tuple(slice(a, b) for a, b in zip(low, high))
     z, y = logits[:, *box].reshape(len(logits), -1).T, truth[box].ravel().astype(np.int64)
-    chosen = np.random.default_rng(seed).permutation(len(y))[:VOXELS]
+    chosen = np.random.default_rng(seed).permutation(np.flatnonzero(y != ignored))[: max(limit, 1)]
     return z[chosen].astype(np.float32), y[chosen]
 
 
