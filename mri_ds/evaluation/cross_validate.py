@@ -19,8 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,21 @@ from mri_ds.errors import InputError, RunError
 from mri_ds.evaluation.evaluate import evaluate
 from mri_ds.evaluation.figures import Figures, json_ready, summarize
 from mri_ds.inference.run import load_run
-from mri_ds.training import processes, signals
+from mri_ds.training import signals
 
 EVALUATION = "evaluation.json"
 SECONDS = "train_seconds.json"
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 NOT_THEIRS = ("--run", "--resume", "--data", "--resolve-only", "--json")  # options of `train` that are decided here
 NOT_SCIENCE = ("--ranks", "--restarts", "--profile")  # may differ when the command is given again
+# `mri-ds`, which the kernel asks to leave when this process ends, however it ends: no training goes on that nobody waits for
+MRI_DS = """
+import signal, sys
+from mri_ds.training.processes import die_with_parent
+die_with_parent(signal.SIGTERM)
+from mri_ds.cli.main import main
+main(sys.argv[1:])
+"""
 Say = Callable[[str], None]
 
 
@@ -133,13 +140,12 @@ def pool(out: Path, manifest: Manifest, summaries: Mapping[str, Summary]) -> Fig
 
 def _train(view: Path, run: Path, options: Sequence[str], fold: int) -> None:
     """`mri-ds train` in a process of its own, to its end. Its output goes to stderr; the seconds of all its starts are summed."""
-    command = [sys.executable, "-m", "mri_ds", "train", f"--data={view.resolve()}", f"--run={run.resolve()}", *options]
+    command = [sys.executable, "-c", MRI_DS, "train", f"--data={view.resolve()}", f"--run={run.resolve()}", *options]
     before, began = _seconds(run / SECONDS), time.monotonic()
     child = subprocess.Popen(
         command,
         stdout=2,  # stderr, whatever sys.stderr is: stdout is for the result
         start_new_session=True,  # a Ctrl-C at the terminal reaches it once, through this process
-        preexec_fn=partial(processes.die_with_parent, signal.SIGTERM),
     )
     with _passing_signals_on(child) as heard:
         code = child.wait()
@@ -196,12 +202,16 @@ def _science(options: Sequence[str]) -> Iterator[str]:
         if skip or name in NOT_SCIENCE:
             skip = not skip and not is_whole
             continue
-        text = value if is_whole else option
+        digest = _digest(value if is_whole else option)
+        yield (f"{name}={digest}" if is_whole else digest) if digest else option
+
+
+def _digest(text: str) -> str:
+    """Of the file that bears this name; "" where there is none."""
+    with suppress(OSError, ValueError):  # as long, or as odd, as no name can be
         if Path(text).is_file():
-            digest = hashlib.sha256(Path(text).read_bytes()).hexdigest()
-            yield f"{name}={digest}" if is_whole else digest
-        else:
-            yield option
+            return hashlib.sha256(Path(text).read_bytes()).hexdigest()
+    return ""
 
 
 def _keep_plan(out: Path, plan: dict[str, Any]) -> None:

@@ -39,6 +39,8 @@ def test_a_plan_is_the_science_of_the_options(tmp_path: Path) -> None:
     assert by_path[1:] == ["--set", "a.b=1"] and by_path[0].startswith("--config=") and str(config) not in by_path[0]
     config.write_text("training: {steps: 4}")
     changed = list(_science([f"--config={config}", "--set", "a.b=1", "--ranks=4", "--profile", "2-3"]))
+    long = f"--set=data.flip_axes=[{'0, ' * 300}]"
+    assert list(_science([long])) == [long]  # no name of a file is as long
     assert changed[1:] == by_path[1:] and changed[0] != by_path[0]  # a file counts by its content
 
 
