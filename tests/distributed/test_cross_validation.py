@@ -57,7 +57,10 @@ def test_a_killed_fold_goes_on_and_a_finished_one_is_left_alone(shards: Path, tm
 
 def _has_ended(process: psutil.Process) -> bool:
     """A zombie has: it waits for the init of this container to take notice."""
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _check_held_out(shards: Path, out: Path, result: dict) -> None:
