@@ -63,6 +63,7 @@ setup(
             "monai>=1.5",
             "medpy>=0.5",
             "surface-distance>=0.1",
+            "statsmodels>=0.14",  # oracle of Holm and McNemar in tests; nothing imports it at run time
             "torchio>=1.2",
             "albumentations>=2.0.8",
             "SimpleITK>=2.5",

@@ -13,7 +13,23 @@ import typer
 from typer.core import TyperGroup
 
 from mri_ds import __version__
-from mri_ds.cli import bench, console, convert, data, doctor, network, parity, plan, predict, replay, results, train
+from mri_ds.cli import (
+    bench,
+    bench_accuracy,
+    calibrate,
+    console,
+    convert,
+    cross_validate,
+    data,
+    doctor,
+    network,
+    parity,
+    plan,
+    predict,
+    replay,
+    results,
+    train,
+)
 from mri_ds.errors import InputError, RunError
 from mri_ds.quiet import be_quiet
 
@@ -32,7 +48,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": results.evaluate,
     "predict": predict.predict,
     "cleanup": predict.cleanup,
+    "calibrate": calibrate.calibrate,
+    "cross-validate": cross_validate.cross_validate,
+    "compare": cross_validate.compare,
 }
+CONTEXTS: dict[str, dict[str, Any]] = {"cross-validate": cross_validate.TRAIN_OPTIONS}
 
 
 class _Commands(TyperGroup):
@@ -56,7 +76,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name, context_settings=CONTEXTS.get(_name))(_command)
+bench.app.command("accuracy")(bench_accuracy.accuracy)
 app.add_typer(bench.app, name="bench")
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mri_ds.cli import console
+from mri_ds.errors import InputError
 
 Checkpoint = Annotated[Path, typer.Option("--checkpoint", metavar="RUN", help="Run folder that `mri-ds train` wrote.")]
 KeepSmallParts = Annotated[

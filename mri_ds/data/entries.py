@@ -37,6 +37,7 @@ class ShardEntry(BaseModel):
     checksums: dict[str, int] = {}  # CRC-32 of each member; a scan does not know them
     values: dict[str, int | float] = {}
     site: str = ""
+    patient: str = ""  # "": the only subject of its patient
     tasks: list[str] = []  # that this subject has a label for
 
 
@@ -114,5 +115,6 @@ def _entry(meta: SampleMeta, key: str, members: dict[str, Place]) -> ShardEntry:
         members=members,
         values=meta.values,
         site=meta.site,
+        patient=meta.patient,
         tasks=tasks,
     )

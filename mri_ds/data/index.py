@@ -5,6 +5,7 @@ Axes: C channel, D H W voxels.  In: a folder of shards, here or at a URL.  Out: 
 
 import functools
 import math
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -29,6 +30,7 @@ __all__ = ["ShardDataset", "ShardEntry", "index_path", "load_index", "scan_shard
 
 FLOAT_BYTES = 4
 AHEAD_BYTES = 256 * 2**20  # of images begun beside the one that is asked for
+BIDS_VISIT = re.compile(r"^(sub-[A-Za-z0-9]+)_(?:ses|run)-.*$")
 KEPT_HEADS = 512  # samples whose meta.json and chunk tables stay in memory: some 100 kB each for a large volume
 
 
@@ -83,6 +85,14 @@ class ShardDataset:
     def site(self, index: int) -> str | None:
         """The study's code of where sample `index` was scanned, or None."""
         return self._entries[index][1].site or None
+
+    def patient(self, index: int) -> str:
+        """Whose sample `index` is: a name that the samples of one patient share.
+
+        Shards from before patients were kept name the sessions of a BIDS patient alike: sub-01_ses-1, sub-01_ses-2.
+        """
+        entry = self._entries[index][1]
+        return entry.patient or BIDS_VISIT.sub(r"\1", entry.subject_id)
 
     def shape(self, index: int) -> tuple[int, int, int, int]:
         """C D H W of sample `index` on its stored grid."""

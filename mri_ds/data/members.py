@@ -50,12 +50,13 @@ class SampleMeta(BaseModel):
     values: dict[str, int | float] = {}
     site: str = Field(default="", max_length=MAX_TAG_LETTERS)
     strata: dict[str, Annotated[str, Field(max_length=MAX_TAG_LETTERS)]] = {}  # age_band, scanner, sex: those that are known
+    patient: str = Field(default="", max_length=MAX_TAG_LETTERS)  # where it has several subjects, which no split may part
     acquisition: list[Tags] = []  # one per channel, or none at all
     source_sha256: list[str] = []
 
 
 def encode_sample(
-    sample: Sample, *, source_sha256: Sequence[str] = (), site: str = "", strata: Mapping[str, str] = {}
+    sample: Sample, *, source_sha256: Sequence[str] = (), site: str = "", strata: Mapping[str, str] = {}, patient: str = ""
 ) -> dict[str, bytes]:
     """Sample -> {member name without its key: bytes}; the same bytes for the same sample."""
     image = as_stored(sample["image"])
@@ -74,6 +75,8 @@ def encode_sample(
         "acquisition": [_checked(tags) for tags in sample.get("acquisition", [])],
         "source_sha256": list(source_sha256),
     }
+    if patient:
+        meta["patient"] = patient[:MAX_TAG_LETTERS]
     if strata:
         meta["strata"] = {name: value[:MAX_TAG_LETTERS] for name, value in strata.items()}
     members = {IMAGE: encode_array(image), META: json.dumps(meta, sort_keys=True).encode()}

@@ -148,7 +148,8 @@ def _fingerprint_of_files(subject: SubjectFiles) -> list[Any]:
         for tar in sorted({parent for path in paths for parent in path.parents if parent.suffix.lower() == TAR})
         if (stat := _stat(tar))
     ]
-    return [subject.subject_id, states, sorted(subject.labels), subject.values, subject.series, subject.site, subject.strata]
+    told = [subject.values, subject.series, subject.site, subject.strata, subject.patient]
+    return [subject.subject_id, states, sorted(subject.labels), *told]
 
 
 def _stat(path: Path) -> os.stat_result | None:

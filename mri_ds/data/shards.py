@@ -8,8 +8,10 @@ This is the door to the format. Behind it, from small to large: `codec` a block 
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +57,7 @@ def write_shards(
     by `num_workers` processes (None: as many as the amount of data pays for, one per core at most); the bytes written do not
     depend on it. progress(done, total) counts subjects. Raises InputError when a split would be empty, and on a full disk.
     """
-    splits = split_subjects(dataset, num_folds=num_folds, fold=fold)
+    splits = {name: _pseudonymous(part) for name, part in split_subjects(dataset, num_folds=num_folds, fold=fold).items()}
     with staging(Path(out)) as folder:
         journal = Journal(folder)
         recipes = {name: recipe_of(dataset, part) for name, part in splits.items()}
@@ -96,6 +98,15 @@ def split_subjects(dataset: Dataset, *, num_folds: int, fold: int) -> dict[str, 
     return {"train": train, "test": test}
 
 
+def _pseudonymous(subjects: list[SubjectFiles]) -> list[SubjectFiles]:
+    """Patients of several subjects called after their first: what a table calls them may say who they are."""
+    first: dict[str, str] = {}
+    for subject in subjects:
+        first.setdefault(subject.patient_id, subject.subject_id)
+    num = Counter(subject.patient_id for subject in subjects)
+    return [replace(s, patient=first[s.patient_id] if num[s.patient_id] > 1 else "") for s in subjects]
+
+
 # ---- one subject: files -> bytes (in a worker process) -------------------------------------------------------------
 
 
@@ -110,16 +121,17 @@ def encode_subject(files: SubjectFiles, tasks: dict[str, TaskConfig], num_channe
         sample = to_canonical(loaded)
         if "acquisition" in loaded:
             sample["acquisition"] = loaded["acquisition"]
-        digests = [source_sha256(path) for path in files.images]
-        members = encode_sample(sample, source_sha256=digests, site=files.site, strata=files.strata)
+        known = {"site": files.site, "strata": files.strata, "patient": files.patient}
+        members = encode_sample(sample, source_sha256=[source_sha256(path) for path in files.images], **known)
     except InputError as err:
         return err
     except OSError as err:  # a file that went while it was read
         return InputError(f"cannot be read ({err.strerror})", where=files.subject_id, fix="put its files back")
-    return EncodedSubject(key_of(files.subject_id), members, _summarize(sample, tasks), notes)
+    return EncodedSubject(key_of(files.subject_id), members, summarize_subject(sample, tasks), notes)
 
 
-def _summarize(sample: Sample, tasks: dict[str, TaskConfig]) -> Summary:
+def summarize_subject(sample: Sample, tasks: dict[str, TaskConfig]) -> Summary:
+    """What the manifest's statistics need to know of one canonical sample, read from files or from a shard: the same digits."""
     targets = sample["targets"]
     maps = {name for name, task in tasks.items() if task.kind == "segmentation"} & targets.keys()
     voxel_ml = float(abs(np.linalg.det(sample["affine"][:3, :3]))) / 1000
