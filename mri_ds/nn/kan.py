@@ -19,6 +19,7 @@ from mri_ds.nn.membership import exchange
 from mri_ds.nn.products import add_products, products, stacked
 from mri_ds.nn.spline import Grid, local_splines
 from mri_ds.nn.spline_refinement import basis_matrix, refined_knots, refit
+from mri_ds.nn.workspace import Workspace
 
 TEMPORARIES = 16  # of the mixture's, which share the cache
 CPU_BLOCK, GPU_BLOCK = 2**20, 2**27  # entries of the dense block: on CPU it must stay in the cache (4 times faster)
@@ -136,11 +137,11 @@ class _SplineSum(torch.autograd.Function):
         ctx.save_for_backward(x, coefficients)
         ctx.grid, ctx.knots = grid, knots
         out = x.new_empty(*x.shape[:2], coefficients.shape[1])
-        buffer = None
+        work = Workspace()
         for rows in _blocks(x, grid.num_bases):
-            span, values, _ = local_splines(x[:, rows], grid, knots)
-            buffer = _dense(_first_places(span, grid), values, grid, x.dtype, buffer)
-            products(buffer, coefficients.mT, out=out[:, rows])
+            span, values, _ = local_splines(x[:, rows], grid, knots, work, with_slopes=False)
+            block = _dense(_first_places(span, grid), values, grid, x.dtype, work)
+            products(block, coefficients.mT, out=out[:, rows])
         return out
 
     @staticmethod
@@ -151,17 +152,17 @@ class _SplineSum(torch.autograd.Function):
         precise = torch.promote_types(x.dtype, torch.float32)
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         totals = [torch.zeros_like(one, dtype=precise) for one in coefficients] if ctx.needs_input_grad[1] else []
-        buffer = None
+        work = Workspace()
         for rows in _blocks(x, grid.num_bases):
-            span, values, slopes = local_splines(x[:, rows], grid, ctx.knots)
+            span, values, slopes = local_splines(x[:, rows], grid, ctx.knots, work)
             first = _first_places(span, grid)
-            buffer = _dense(first, values, grid, x.dtype, buffer)
+            block = _dense(first, values, grid, x.dtype, work)
             if totals:
-                add_products(totals, grad[:, rows].mT, buffer)
+                add_products(totals, grad[:, rows].mT, block)
             if grad_x is not None:
-                products(grad[:, rows], coefficients, out=buffer)
+                products(grad[:, rows], coefficients, out=block)
                 for r, slope in enumerate(slopes.unbind(1)):
-                    slope *= buffer[..., r:].gather(-1, first)
+                    slope *= torch.gather(block[..., r:], -1, first, out=work.tensor("gathered", first.shape, block))
                 grad_x[:, rows] = slopes.sum(1)
         return grad_x, stacked(totals).to(coefficients.dtype) if totals else None, None, None
 
@@ -173,14 +174,14 @@ def _blocks(x: Tensor, num_bases: int) -> list[slice]:
 
 
 def _first_places(span: Tensor, grid: Grid) -> Tensor:
-    """span (..., I) -> where the first of the S bases of each input lies in a row of the dense block; the others follow."""
-    return span + torch.arange(0, span.shape[-1] * grid.num_bases, grid.num_bases, device=span.device)
+    """span (..., I), taken over -> where the first of the S bases of each input lies in a row of the block; the others follow."""
+    return span.add_(torch.arange(0, span.shape[-1] * grid.num_bases, grid.num_bases, device=span.device))
 
 
-def _dense(first: Tensor, values: Tensor, grid: Grid, dtype: torch.dtype, buffer: Tensor | None = None) -> Tensor:
-    """The block (T, B, I * K) that is zero but for `values` (T, S, B, I) from `first` on; in `buffer` where it fits."""
+def _dense(first: Tensor, values: Tensor, grid: Grid, dtype: torch.dtype, work: Workspace) -> Tensor:
+    """The block (T, B, I * K) that is zero but for `values` (T, S, B, I) from `first` on."""
     shape = (*first.shape[:-1], first.shape[-1] * grid.num_bases)
-    block = buffer.zero_() if buffer is not None and buffer.shape == shape else values.new_zeros(shape, dtype=dtype)
+    block = work.tensor("block", shape, values, dtype=dtype).zero_()
     for r, value in enumerate(values.to(dtype).unbind(1)):
         block[..., r:].scatter_(-1, first, value)
     return block

@@ -14,6 +14,7 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 
 from mri_ds.nn.products import products
+from mri_ds.nn.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -58,30 +59,34 @@ def bspline_basis(x: Tensor, knots: Tensor, degree: int) -> Tensor:
     return torch.zeros(*x.shape, num_bases, dtype=x.dtype, device=x.device).scatter(-1, places, values)
 
 
-def local_splines(x: Tensor, grid: Grid, knots: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def local_splines(
+    x: Tensor, grid: Grid, knots: Tensor | None = None, work: Workspace | None = None, *, with_slopes: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     """x (T, B, I) -> span (T, B, I) int64; values and slopes d value / d x (T, S, B, I) of bases span, ... span + S - 1.
 
     knots (I, size + 2 degree + 1): those of each input, where they are not the even ones of `grid`.
     Beyond the grid: values of the end point plus its slopes times the distance, so a curve goes on as a straight line.
+    What is returned may lie in `work`; without `with_slopes` the slopes may be missing (T, 0, B, I).
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return _even_splines(x, grid) if knots is None else _uneven_splines(x, grid.degree, knots.to(x.dtype))
+    work = Workspace() if work is None else work
+    return _even_splines(x, grid, work, with_slopes) if knots is None else _uneven_splines(x, grid.degree, knots.to(x.dtype))
 
 
-def _even_splines(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+def _even_splines(x: Tensor, grid: Grid, work: Workspace, with_slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Between any two even knots the bases are the same few polynomials, so one small product gives all of them and their slopes.
 
     Its terms: t^j of the place t in the interval, and t^(j-1) (t + j beyond), the tangent to it where x is `beyond` the grid.
     """
     tasks, rows, inputs = x.shape
-    terms = x.new_empty(tasks, 2 * grid.degree, rows, inputs)
+    terms = work.tensor("terms", (tasks, 2 * grid.degree, rows, inputs), x)
     one, position, *tangents = terms[:, : grid.degree + 1].unbind(1)
     powers = [*terms[:, grid.degree + 1 :].unbind(1)] or [torch.empty_like(x)]  # of t: the first, the second, ...
     one.fill_(1)
     torch.sub(x, grid.start, out=position).div_(grid.interval)  # in grid intervals from the start
     t = torch.clamp(position, 0, grid.size, out=powers[0])
-    span = t.floor()
-    span = torch.fmin(span, span.new_tensor(grid.size - 1))  # that of a NaN as well: it must not index out of the block
+    span = torch.floor(t, out=work.tensor("span", x.shape, x))
+    torch.fmin(span, span.new_tensor(grid.size - 1), out=span)  # that of a NaN as well: it must not index out of the block
     position -= span
     t -= span
     for lower, higher in itertools.pairwise(powers):
@@ -90,10 +95,12 @@ def _even_splines(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
         torch.mul(position, j, out=tangent).sub_((j - 1) * t).mul_(power)  # `alpha` may round the last few in another way
     pieces = x.new_tensor(_pieces(grid.degree))
     pieces[grid.degree + 1 :] /= grid.interval
-    both = x.new_empty(tasks, len(pieces), rows * inputs)
+    pieces = pieces if with_slopes else pieces[: grid.degree + 1]
+    both = work.tensor("both", (tasks, len(pieces), rows * inputs), x)
     products(pieces.expand(tasks, -1, -1), terms.flatten(2), out=both)
-    values, slopes = both.unflatten(-1, (rows, inputs)).split(grid.degree + 1, dim=1)
-    return span.long(), values, slopes
+    both = both.view(tasks, -1, rows, inputs)
+    values, slopes = both[:, : grid.degree + 1], both[:, grid.degree + 1 :]
+    return work.tensor("whole span", x.shape, x, dtype=torch.int64).copy_(span), values, slopes
 
 
 @functools.cache
