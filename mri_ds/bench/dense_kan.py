@@ -2,11 +2,12 @@
 
 Axes: B rows, I inputs, O outputs, K bases (grid size + degree).
 In: (B, I).  Out: (B, O).
-Source of the formulation: efficient-kan (github.com/Blealtan/efficient-kan, MIT), whose layer is a SiLU base and one matrix
-product over the bases of all inputs. Written anew and made faster where that changes nothing: one grid row for all inputs,
-reciprocals of the knot distances taken once instead of divisions of large tensors, no scaling of control points at every call.
+Source of the formulation: efficient-kan (github.com/Blealtan/efficient-kan, MIT): a SiLU base, and one matrix product over the
+bases of all inputs with control points that a factor for each edge scales. Written anew from that description, with its knots for
+each input and its divisions; a bias is added, as ours has one.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,22 +22,21 @@ class DenseKANLayer(nn.Module):
     def __init__(self, grid: Grid, coefficients: Tensor, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.degree = grid.degree
-        self.coefficients = nn.Parameter(coefficients.detach().clone().flatten(1))
+        self.coefficients = nn.Parameter(coefficients.detach().clone())
+        self.scale = nn.Parameter(torch.ones_like(weight))
         self.weight, self.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())
-        knots = grid.knots()
-        self.register_buffer("knots", knots.to(coefficients))
-        for n in range(1, grid.degree + 1):
-            self.register_buffer(f"per_support{n}", (1 / (knots[n:] - knots[:-n])).to(coefficients))
+        self.register_buffer("knots", grid.knots().to(coefficients).repeat(weight.shape[1], 1))  # (I, K + degree + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.silu(x), self.weight, self.bias) + F.linear(self.bases(x).flatten(1), self.coefficients)
+        scaled = self.coefficients * self.scale.unsqueeze(-1)
+        return F.linear(F.silu(x), self.weight, self.bias) + F.linear(self.bases(x).flatten(1), scaled.flatten(1))
 
     def bases(self, x: Tensor) -> Tensor:
         """x (B, I) -> (B, I, K)."""
         x, knots = x.unsqueeze(-1), self.knots
-        bases = ((x >= knots[:-1]) & (x < knots[1:])).to(x.dtype)
+        bases = ((x >= knots[:, :-1]) & (x < knots[:, 1:])).to(x.dtype)
         for n in range(1, self.degree + 1):
-            per_support = self.get_buffer(f"per_support{n}")
-            rising, falling = (x - knots[: -n - 1]) * per_support[:-1], (knots[n + 1 :] - x) * per_support[1:]
+            rising = (x - knots[:, : -n - 1]) / (knots[:, n:-1] - knots[:, : -n - 1])
+            falling = (knots[:, n + 1 :] - x) / (knots[:, n + 1 :] - knots[:, 1:-n])
             bases = rising * bases[..., :-1] + falling * bases[..., 1:]
         return bases

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mri_ds.nn.membership import exchange
-from mri_ds.nn.spline import Grid, bspline_basis, local_splines
-from mri_ds.nn.spline_refinement import refined_knots, refit
+from mri_ds.nn.products import add_products, products, stacked
+from mri_ds.nn.spline import Grid, local_splines
+from mri_ds.nn.spline_refinement import basis_matrix, refined_knots, refit
+from mri_ds.nn.workspace import Workspace
 
-__all__ = ["OptimizedKANLayer", "bspline_basis", "evaluate", "local_splines", "signature"]
-ALIGNMENT = 64  # bytes, of what PyTorch allocates
 TEMPORARIES = 16  # of the mixture's, which share the cache
 CPU_BLOCK, GPU_BLOCK = 2**20, 2**27  # entries of the dense block: on CPU it must stay in the cache (4 times faster)
 
@@ -89,8 +89,7 @@ class OptimizedKANLayer(nn.Module):
         knots = self.grid.knots().expand(self.mixture.shape[0], -1) if self.knots is None else self.knots
         first, last = (knots[:, i].to(self.coefficients) for i in (self.grid.degree, -self.grid.degree - 1))
         x = first + (last - first) * torch.linspace(-margin, 1 + margin, num_points).to(first)[:, None]
-        span, values, _ = local_splines(x, self.grid, self.knots)
-        bases = _dense(_places(span, self.grid), values, self.grid, x.dtype).unflatten(-1, (-1, self.grid.num_bases))
+        bases = basis_matrix(x, self.grid, self.knots)
         base = _Mixture.apply(x[None], self.mixture.softmax(-1).T[None])[0]
         return x, torch.einsum("pik,oik->oip", bases, self.coefficients) + torch.einsum("pi,oi->oip", base, self.linear.weight)
 
@@ -117,37 +116,17 @@ class OptimizedKANLayer(nn.Module):
 def evaluate(layers: Sequence[OptimizedKANLayer], x: Tensor) -> Tensor:
     """`layers` of one signature, each on rows of its own: x (T, B, I) -> (T, B, O), bit for bit as one after another."""
     first = layers[0]
-    coefficients = _stack([layer.coefficients for layer in layers]).to(x.dtype).flatten(2)
-    mixture = _stack([layer.mixture.softmax(-1).T for layer in layers]).to(x.dtype)
-    weight = _stack([layer.linear.weight for layer in layers]).to(x.dtype)
-    bias = _stack([layer.linear.bias for layer in layers]).to(x.dtype)
+    coefficients = stacked([layer.coefficients for layer in layers]).to(x.dtype).flatten(2)
+    mixture = stacked([layer.mixture.softmax(-1).T for layer in layers]).to(x.dtype)
+    weight = stacked([layer.linear.weight for layer in layers]).to(x.dtype)
+    bias = stacked([layer.linear.bias for layer in layers]).to(x.dtype)
     curves = _SplineSum.apply(x, coefficients, first.grid, first.knots)
-    return curves + (_product(_Mixture.apply(x, mixture), weight.mT) + bias[:, None])
+    return curves + (products(_Mixture.apply(x, mixture), weight.mT) + bias[:, None])
 
 
 def signature(layer: OptimizedKANLayer) -> tuple[object, ...]:
     """Layers with the same one can be evaluated at once; a refined layer has a grid of its own."""
     return (tuple(layer.linear.weight.shape), layer.linear.weight.dtype, layer.grid, None if layer.knots is None else id(layer))
-
-
-def _stack(tensors: list[Tensor]) -> Tensor:
-    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
-
-
-def _product(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """a (T, B, C) @ b (T, C, O). One product each: the rounding of one batched product depends on how many share it."""
-    pairs = [(_aligned(one), _aligned(other)) for one, other in zip(a.unbind(), b.unbind())]
-    if out is None:
-        return _stack([one @ other for one, other in pairs])
-    if len(pairs) == 1:
-        torch.mm(*pairs[0], out=out[0])
-        return out
-    return torch.stack([one @ other for one, other in pairs], out=out)
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """Where a tensor begins decides in which order the matrix product sums: those within a stack are moved to such a place."""
-    return x if torch.compiler.is_compiling() or x.data_ptr() % ALIGNMENT == 0 else x.clone()
 
 
 class _SplineSum(torch.autograd.Function):
@@ -158,11 +137,11 @@ class _SplineSum(torch.autograd.Function):
         ctx.save_for_backward(x, coefficients)
         ctx.grid, ctx.knots = grid, knots
         out = x.new_empty(*x.shape[:2], coefficients.shape[1])
-        buffer = None
+        work = Workspace()
         for rows in _blocks(x, grid.num_bases):
-            span, values, _ = local_splines(x[:, rows], grid, knots)
-            buffer = _dense(_places(span, grid), values, grid, x.dtype, buffer)
-            out[:, rows] = _product(buffer, coefficients.mT)
+            span, values, _ = local_splines(x[:, rows], grid, knots, work, with_slopes=False)
+            block = _dense(_first_places(span, grid), values, grid, x.dtype, work)
+            products(block, coefficients.mT, out=out[:, rows])
         return out
 
     @staticmethod
@@ -173,25 +152,19 @@ class _SplineSum(torch.autograd.Function):
         precise = torch.promote_types(x.dtype, torch.float32)
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         totals = [torch.zeros_like(one, dtype=precise) for one in coefficients] if ctx.needs_input_grad[1] else []
-        buffer = None
+        work = Workspace()
         for rows in _blocks(x, grid.num_bases):
-            span, values, slopes = local_splines(x[:, rows], grid, ctx.knots)
-            places = _places(span, grid)
+            span, values, slopes = local_splines(x[:, rows], grid, ctx.knots, work)
+            first = _first_places(span, grid)
+            block = _dense(first, values, grid, x.dtype, work)
             if totals:
-                buffer = _dense(places, values, grid, x.dtype, buffer)
-                _add_product(totals, grad[:, rows].mT, buffer)
+                add_products(totals, grad[:, rows].mT, block)
             if grad_x is not None:
-                grad_bases = _product(grad[:, rows], coefficients, out=buffer).gather(-1, places).view_as(slopes)
-                grad_x[:, rows] = slopes.mul_(grad_bases).sum(-2)
-        return grad_x, _stack(totals).to(coefficients.dtype) if totals else None, None, None
-
-
-def _add_product(totals: list[Tensor], a: Tensor, b: Tensor) -> None:
-    for total, one, other in zip(totals, a.unbind(), b.unbind()):
-        if total.dtype == one.dtype:
-            total.addmm_(_aligned(one), _aligned(other))  # without a temporary of the weights' size
-        else:
-            total += _aligned(one) @ _aligned(other)
+                products(grad[:, rows], coefficients, out=block)
+                for r, slope in enumerate(slopes.unbind(1)):
+                    slope *= torch.gather(block[..., r:], -1, first, out=work.tensor("gathered", first.shape, block))
+                grad_x[:, rows] = slopes.sum(1)
+        return grad_x, stacked(totals).to(coefficients.dtype) if totals else None, None, None
 
 
 def _blocks(x: Tensor, num_bases: int) -> list[slice]:
@@ -200,19 +173,18 @@ def _blocks(x: Tensor, num_bases: int) -> list[slice]:
     return [slice(i, i + size) for i in range(0, x.shape[1], size)]
 
 
-def _places(span: Tensor, grid: Grid) -> Tensor:
-    """span (..., I) -> where each of the S bases of each input lies in a row of the dense block, (..., S * I)."""
-    num_inputs = span.shape[-1]
-    first = torch.arange(0, num_inputs * grid.num_bases, grid.num_bases, device=span.device)
-    steps = torch.arange(grid.degree + 1, device=span.device)[:, None]
-    return ((span + first).unsqueeze(-2) + steps).flatten(-2)
+def _first_places(span: Tensor, grid: Grid) -> Tensor:
+    """span (..., I), taken over -> where the first of the S bases of each input lies in a row of the block; the others follow."""
+    return span.add_(torch.arange(0, span.shape[-1] * grid.num_bases, grid.num_bases, device=span.device))
 
 
-def _dense(places: Tensor, values: Tensor, grid: Grid, dtype: torch.dtype, buffer: Tensor | None = None) -> Tensor:
-    """The block (..., I * K) that is zero but for `values` (..., S, I) at `places`; in `buffer` where it fits."""
-    shape = (*places.shape[:-1], values.shape[-1] * grid.num_bases)
-    block = buffer.zero_() if buffer is not None and buffer.shape == shape else values.new_zeros(shape, dtype=dtype)
-    return block.scatter_(-1, places, values.to(dtype).flatten(-2))
+def _dense(first: Tensor, values: Tensor, grid: Grid, dtype: torch.dtype, work: Workspace) -> Tensor:
+    """The block (T, B, I * K) that is zero but for `values` (T, S, B, I) from `first` on."""
+    shape = (*first.shape[:-1], first.shape[-1] * grid.num_bases)
+    block = work.tensor("block", shape, values, dtype=dtype).zero_()
+    for r, value in enumerate(values.to(dtype).unbind(1)):
+        block[..., r:].scatter_(-1, first, value)
+    return block
 
 
 class _Mixture(torch.autograd.Function):

@@ -1,13 +1,20 @@
 """B-splines: all bases at a point, or only those that are not zero there, with their slopes.
 
-Axes: I inputs, K bases (grid size + degree), S = degree + 1 of them not zero at any one point.
+Axes: T layers, B rows, I inputs, K bases (grid size + degree), S = degree + 1 of them not zero at any one point.
 Source: Piegl & Tiller 1997, The NURBS Book, algorithm A2.2 for the recursion of Cox and de Boor and eq. 2.7 for its derivative.
 """
 
+import functools
+import itertools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.polynomial import Polynomial
 from torch import Tensor
+
+from mri_ds.nn.products import products
+from mri_ds.nn.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -45,55 +52,101 @@ def bspline_basis(x: Tensor, knots: Tensor, degree: int) -> Tensor:
     span = span.clamp_(degree, max(last, degree))
     left = [x - knots[span - j] for j in range(degree)]
     right = [knots[span + 1 + j] - x for j in range(degree)]
-    level, shares = _cox_de_boor(left, right, torch.ones_like(x), is_even=False)
-    values = torch.stack(level if not degree else [_blend(left, right, shares, r) for r in range(degree + 1)], dim=-1)
+    one = torch.ones_like(x)
+    shares = _cox_de_boor(left, right, one)
+    values = torch.stack([_blend(left, right, shares, r) for r in range(degree + 1)] if degree else [one], dim=-1)
     places = span[..., None] - degree + torch.arange(degree + 1, device=x.device)
     return torch.zeros(*x.shape, num_bases, dtype=x.dtype, device=x.device).scatter(-1, places, values)
 
 
-def local_splines(x: Tensor, grid: Grid, knots: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """x (..., I) -> span (..., I) int64; values and slopes d value / d x (..., S, I) of bases span, span + 1, ... span + S - 1.
+def local_splines(
+    x: Tensor, grid: Grid, knots: Tensor | None = None, work: Workspace | None = None, *, with_slopes: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (T, B, I) -> span (T, B, I) int64; values and slopes d value / d x (T, S, B, I) of bases span, ... span + S - 1.
 
     knots (I, size + 2 degree + 1): those of each input, where they are not the even ones of `grid`.
     Beyond the grid: values of the end point plus its slopes times the distance, so a curve goes on as a straight line.
+    What is returned may lie in `work`; without `with_slopes` the slopes may be missing (T, 0, B, I).
     """
-    degree, x = grid.degree, x.to(torch.promote_types(x.dtype, torch.float32))
-    if knots is None:
-        position = (x - grid.start) / grid.interval  # grid intervals from the start
-        inside = position.clamp(0, grid.size)
-        span = inside.long().clamp_(0, grid.size - 1)  # clamped after the conversion too: a NaN must not index out of the block
-        beyond, t = position - inside, inside - span
-        left, right = [t + j for j in range(degree)], [(j + 1) - t for j in range(degree)]
-    else:
-        knots = knots.to(x.dtype)
-        inside = torch.clamp(x, knots[:, degree], knots[:, -degree - 1])
-        span = _spans(inside, knots[:, degree + 1 : -degree - 1])
-        beyond, place = x - inside, span + degree + torch.arange(len(knots), device=x.device) * knots.shape[1]
-        left = [inside - knots.take(place - j) for j in range(degree)]
-        right = [knots.take(place + 1 + j) - inside for j in range(degree)]
-    lower, shares = _cox_de_boor(left, right, torch.ones_like(inside), is_even=knots is None)
-    per_slope = lower if knots is None else [share * degree for share in shares]
-    values, slopes = (x.new_empty(*x.shape[:-1], degree + 1, x.shape[-1]) for _ in range(2))
-    for r in range(degree + 1):
-        values[..., r, :] = _blend(left, right, shares, r)
-        below = per_slope[r - 1] if r else 0.0
-        slopes[..., r, :] = below - per_slope[r] if r < degree else below
-    values += beyond.unsqueeze(-2) * slopes
-    return span, values, slopes if knots is not None else slopes.div_(grid.interval)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    work = Workspace() if work is None else work
+    return _even_splines(x, grid, work, with_slopes) if knots is None else _uneven_splines(x, grid.degree, knots.to(x.dtype))
 
 
-def _cox_de_boor(left: list[Tensor], right: list[Tensor], one: Tensor, *, is_even: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """The bases one degree below the last, and the same, each divided by the length of its support.
+def _even_splines(x: Tensor, grid: Grid, work: Workspace, with_slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Between any two even knots the bases are the same few polynomials, so one small product gives all of them and their slopes.
 
-    left[j]: x minus the j-th knot to its left (nearest first); right[j]: the j-th knot to its right, minus x. Knots one unit
-    apart (`is_even`) need no sum to tell that length: it is the degree.
+    Its terms: t^j of the place t in the interval, and t^(j-1) (t + j beyond), the tangent to it where x is `beyond` the grid.
+    """
+    tasks, rows, inputs = x.shape
+    terms = work.tensor("terms", (tasks, 2 * grid.degree, rows, inputs), x)
+    one, position, *tangents = terms[:, : grid.degree + 1].unbind(1)
+    powers = [*terms[:, grid.degree + 1 :].unbind(1)] or [torch.empty_like(x)]  # of t: the first, the second, ...
+    one.fill_(1)
+    torch.sub(x, grid.start, out=position).div_(grid.interval)  # in grid intervals from the start
+    t = torch.clamp(position, 0, grid.size, out=powers[0])
+    span = torch.floor(t, out=work.tensor("span", x.shape, x))
+    torch.fmin(span, span.new_tensor(grid.size - 1), out=span)  # that of a NaN as well: it must not index out of the block
+    position -= span
+    t -= span
+    for lower, higher in itertools.pairwise(powers):
+        torch.mul(lower, t, out=higher)
+    for j, (tangent, power) in enumerate(zip(tangents, powers), start=2):
+        torch.mul(position, j, out=tangent).sub_((j - 1) * t).mul_(power)  # `alpha` may round the last few in another way
+    pieces = x.new_tensor(_pieces(grid.degree))
+    pieces[grid.degree + 1 :] /= grid.interval
+    pieces = pieces if with_slopes else pieces[: grid.degree + 1]
+    both = work.tensor("both", (tasks, len(pieces), rows * inputs), x)
+    products(pieces.expand(tasks, -1, -1), terms.flatten(2), out=both)
+    both = both.view(tasks, -1, rows, inputs)
+    values, slopes = both[:, : grid.degree + 1], both[:, grid.degree + 1 :]
+    return work.tensor("whole span", x.shape, x, dtype=torch.int64).copy_(span), values, slopes
+
+
+@functools.cache
+def _pieces(degree: int) -> list[list[float]]:
+    """The recursion of Cox and de Boor on polynomials in t, for knots one unit apart.
+
+    (2 S, 2 degree): rows are the S bases that are not zero between two knots, then their slopes; columns are the coefficients of
+    1, t, ... t^degree (of the bases) and again of t, ... t^(degree - 1) (of the slopes).
+    """
+    zero, level, below = Polynomial([0.0]), [Polynomial([1.0])], []
+    for n in range(1, degree + 1):
+        below = [zero, *level, zero]
+        level = [(Polynomial([n - r, 1]) * below[r] + Polynomial([r + 1, -1]) * below[r + 1]) / n for r in range(n + 1)]
+    table = np.zeros((2 * degree + 2, 2 * degree))
+    for r, piece in enumerate(level):
+        slope = (below[r] - below[r + 1]).coef  # difference of neighbours one degree down
+        table[r, : len(piece.coef)] = piece.coef
+        table[degree + 1 + r, [0, *range(degree + 1, degree + len(slope))]] = slope
+    return table.tolist()  # type: ignore[no-any-return]
+
+
+def _uneven_splines(x: Tensor, degree: int, knots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by the recursion at every point, from the knots around it."""
+    inside = torch.clamp(x, knots[:, degree], knots[:, -degree - 1])
+    span = _spans(inside, knots[:, degree + 1 : -degree - 1])
+    place = span + degree + torch.arange(len(knots), device=x.device) * knots.shape[1]
+    left = [inside - knots.take(place - j) for j in range(degree)]
+    right = [knots.take(place + 1 + j) - inside for j in range(degree)]
+    shares = _cox_de_boor(left, right, torch.ones_like(inside))
+    none = torch.zeros_like(inside)
+    slopes = torch.stack([degree * (a - b) for a, b in zip([none, *shares], [*shares, none])], dim=1)
+    values = torch.stack([_blend(left, right, shares, r) for r in range(degree + 1)], dim=1)
+    return span, values + (x - inside).unsqueeze(1) * slopes, slopes
+
+
+def _cox_de_boor(left: list[Tensor], right: list[Tensor], one: Tensor) -> list[Tensor]:
+    """The bases one degree below the last, each divided by the length of its support.
+
+    left[j]: x minus the j-th knot to its left (nearest first); right[j]: the j-th knot to its right, minus x.
     """
     level, shares = [one], list[Tensor]()
     for n in range(1, len(left) + 1):
         if n > 1:
             level = [_blend(left[: n - 1], right[: n - 1], shares, r) for r in range(n)]
-        shares = [v / n if is_even else v / (right[r] + left[n - 1 - r]) for r, v in enumerate(level)]
-    return level, shares
+        shares = [v / (right[r] + left[n - 1 - r]) for r, v in enumerate(level)]
+    return shares
 
 
 def _blend(left: list[Tensor], right: list[Tensor], shares: list[Tensor], r: int) -> Tensor:

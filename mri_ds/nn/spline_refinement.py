@@ -62,6 +62,6 @@ def refit(coefficients: Tensor, old: Grid, old_knots: Tensor | None, new: Grid, 
 
 def basis_matrix(x: Tensor, grid: Grid, knots: Tensor | None) -> Tensor:
     """x (P, I) -> values of all bases (P, I, K)."""
-    span, values, _ = local_splines(x, grid, knots)
-    places = span[..., None] + torch.arange(grid.degree + 1, device=x.device)
-    return values.new_zeros(*x.shape, grid.num_bases).scatter_(-1, places, values.transpose(-1, -2))
+    span, values, _ = local_splines(x[None], grid, knots)
+    places = span[0, ..., None] + torch.arange(grid.degree + 1, device=x.device)
+    return values.new_zeros(*x.shape, grid.num_bases).scatter_(-1, places, values[0].permute(1, 2, 0))

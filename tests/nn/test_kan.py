@@ -29,8 +29,8 @@ def test_basis_equals_scipy_design_matrix(degree, kind):
 
 def test_cubic_basis_by_hand():
     # At a knot of a uniform cubic spline the bases are 1/6, 4/6, 1/6; half way between two knots 1/48, 23/48, 23/48, 1/48.
-    _, values, _ = local_splines(torch.tensor([[0.0, 0.5]]), Grid(start=0.0, interval=1.0, size=4, degree=3))
-    expected = torch.tensor([[1 / 6, 4 / 6, 1 / 6, 0], [1 / 48, 23 / 48, 23 / 48, 1 / 48]]).T[None]
+    _, values, _ = local_splines(torch.tensor([[[0.0, 0.5]]]), Grid(start=0.0, interval=1.0, size=4, degree=3))
+    expected = torch.tensor([[1 / 6, 4 / 6, 1 / 6, 0], [1 / 48, 23 / 48, 23 / 48, 1 / 48]]).T[None, :, None]
     torch.testing.assert_close(values, expected)
 
 
@@ -43,11 +43,11 @@ def test_local_bases_and_slopes_are_scipys(degree, knots_given):
     inner = np.sort(rng.uniform(-0.9, 1.0, 8))
     knots = np.r_[[-1.0] * (degree + 1), inner, [1.25] * (degree + 1)] if knots_given else grid.knots().numpy()
     x = rng.uniform(-1, 1.25, 200)
-    span, values, slopes = local_splines(torch.tensor(x)[:, None], grid, torch.tensor(knots)[None] if knots_given else None)
-    places = span[:, 0, None] + torch.arange(degree + 1)
-    whole = torch.zeros(200, grid.num_bases, dtype=torch.float64).scatter(1, places, values[..., 0])
+    span, values, slopes = local_splines(torch.tensor(x)[None, :, None], grid, torch.tensor(knots)[None] if knots_given else None)
+    places = span[0] + torch.arange(degree + 1)
+    whole = torch.zeros(200, grid.num_bases, dtype=torch.float64).scatter(1, places, values[0, ..., 0].T)
     np.testing.assert_allclose(whole.numpy(), BSpline.design_matrix(x, knots, degree).toarray(), rtol=0, atol=1e-12)
-    whole = torch.zeros(200, grid.num_bases, dtype=torch.float64).scatter(1, places, slopes[..., 0])
+    whole = torch.zeros(200, grid.num_bases, dtype=torch.float64).scatter(1, places, slopes[0, ..., 0].T)
     for k in range(grid.num_bases):
         expected = BSpline(knots, np.eye(grid.num_bases)[k], degree).derivative()(x)
         np.testing.assert_allclose(whole[:, k].numpy(), expected, rtol=0, atol=1e-10 * max(1, np.abs(expected).max()))
@@ -55,10 +55,10 @@ def test_local_bases_and_slopes_are_scipys(degree, knots_given):
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 4])
 def test_splines_sum_to_one_and_slopes_to_zero_everywhere(degree):
-    x = torch.linspace(-9, 9, 301, dtype=torch.float64)[:, None]
+    x = torch.linspace(-9, 9, 301, dtype=torch.float64)[None, :, None]
     _, values, slopes = local_splines(x, Grid(start=-2.0, interval=0.5, size=8, degree=degree))
-    torch.testing.assert_close(values.sum(-2), torch.ones_like(x), atol=1e-12, rtol=0)
-    torch.testing.assert_close(slopes.sum(-2), torch.zeros_like(x), atol=1e-12, rtol=0)
+    torch.testing.assert_close(values.sum(1), torch.ones_like(x), atol=1e-12, rtol=0)
+    torch.testing.assert_close(slopes.sum(1), torch.zeros_like(x), atol=1e-12, rtol=0)
 
 
 def curves_only(layer):
@@ -137,7 +137,7 @@ def test_bf16_casts_weights_but_not_the_grid():
 
 
 def test_bf16_inputs_find_their_place_on_the_grid_in_float32():
-    x = torch.randn(64, 4).bfloat16()
+    x = torch.randn(1, 64, 4).bfloat16()
     grid = Grid(start=-2.0, interval=0.3, size=13, degree=3)
     for half, whole in zip(local_splines(x, grid), local_splines(x.float(), grid)):
         assert torch.equal(half, whole)
