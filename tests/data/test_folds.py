@@ -1,6 +1,7 @@
 """Folds as folders of links: the same as sharding each fold anew, patients whole, strata even, deterministic."""
 
 import dataclasses
+import re
 from collections import Counter
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_the_deal_is_the_seed_s(shards, summaries):
 def test_sessions_of_a_patient_stay_together(subjects_folder, tmp_path):
     """Patient p of subjects 2p and 2p + 1, as a BIDS tree or a CSV's column `patient` tells."""
     dataset = find_dataset(subjects_folder)
-    paired = [dataclasses.replace(s, patient=f"p{i // 2}") for i, s in enumerate(dataset.subjects)]
+    paired = [dataclasses.replace(s, patient=f"patient-{'abcde'[i // 2]}") for i, s in enumerate(dataset.subjects)]
     write_shards(dataclasses.replace(dataset, subjects=paired), tmp_path / "shards")
     patient = {s.subject_id: s.patient for s in paired}
     folder = tmp_path / "shards"
@@ -88,6 +89,8 @@ def test_sessions_of_a_patient_stay_together(subjects_folder, tmp_path):
     assert len({(patient[s], fold) for s, fold in fold_of.items()}) == 5  # five patients, each in one fold
     with pytest.raises(InputError, match="6 folds of 5 patients"):
         deal(folder, num_folds=6, seed=0, summaries=summaries)
+    for path in folder.iterdir():
+        assert not re.search(rb"patient-[a-e]", path.read_bytes()), "a patient's name may be whoever's"
     for path in folder.glob("*.index.json"):
         path.unlink()  # scanned from the tars, the patients are the same
     assert deal(folder, num_folds=4, seed=0, summaries=summaries) == fold_of
