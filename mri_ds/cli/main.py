@@ -15,7 +15,6 @@ from typer.core import TyperGroup
 from mri_ds import __version__
 from mri_ds.cli import (
     bench,
-    bench_accuracy,
     calibrate,
     console,
     convert,
@@ -77,7 +76,6 @@ app = typer.Typer(
 )
 for _name, _command in COMMANDS.items():
     app.command(_name, context_settings=CONTEXTS.get(_name))(_command)
-bench.app.command("accuracy")(bench_accuracy.accuracy)
 app.add_typer(bench.app, name="bench")
 
 
