@@ -136,6 +136,9 @@ install_packages() {
     # Without a GPU the exact version keeps pip from weighing newer CUDA builds of several gigabytes.
     has_gpu || phase "PyTorch for CPU" "${pip[@]}" torch==2.13.0
     phase "mri_ds$extras and what it needs" "${pip[@]}" -e "$root$extras"
+    case $extras in # without what it needs: its timm would bring torchvision, which breaks PyTorch for CPU
+    *dev*) phase "nnU-Net's networks, to compare with" "${pip[@]}" --no-deps "dynamic-network-architectures>=0.4,<0.5" ;;
+    esac
 }
 
 stamp() { printf '%s %s ' "$root" "$1"; cat "$root/setup.py" "$root/tools/setup.sh" "$venv/pyvenv.cfg" | sha256sum; }

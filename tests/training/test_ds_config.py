@@ -229,6 +229,7 @@ def limit_cases(nvme):
     return [
         ({"bf16.enabled": "true", "fp16.enabled": "true"}, "two-precisions"),
         (native, "native-zero3"),
+        ({"compile.blocks": "true"}, "compile-zero3"),
         ({"zero_optimization.zero_hpz_partition_size": "2"}, "autoep-zero3"),
         ({"zero_optimization.zero_quantized_gradients": "true"}, "autoep-zero3"),
         ({"zero_optimization.stage": "0", "zero_optimization.offload_optimizer.device": "cpu"}, "offload-zero0"),
@@ -241,7 +242,7 @@ def limit_cases(nvme):
     ]
 
 
-@pytest.mark.parametrize("index", range(11))
+@pytest.mark.parametrize("index", range(12))
 def test_what_cannot_work_is_refused_with_its_reason(tmp_path, index):
     changes, code = limit_cases(tmp_path)[index]
     raw = ds_config.read(CONFIGS / "tiny.json", [f"{key}={value}" for key, value in changes.items()])
