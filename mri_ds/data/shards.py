@@ -121,8 +121,8 @@ def encode_subject(files: SubjectFiles, tasks: dict[str, TaskConfig], num_channe
         sample = to_canonical(loaded)
         if "acquisition" in loaded:
             sample["acquisition"] = loaded["acquisition"]
-        known = {"site": files.site, "strata": files.strata, "patient": files.patient}
-        members = encode_sample(sample, source_sha256=[source_sha256(path) for path in files.images], **known)
+        digests = [source_sha256(path) for path in files.images]
+        members = encode_sample(sample, source_sha256=digests, site=files.site, strata=files.strata, patient=files.patient)
     except InputError as err:
         return err
     except OSError as err:  # a file that went while it was read

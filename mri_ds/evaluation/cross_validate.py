@@ -121,7 +121,7 @@ def pool(out: Path, manifest: Manifest, summaries: Mapping[str, Summary]) -> Fig
     tasks = {}
     for name in names:
         rows = [_with_nan(subject[name]) for subject in subjects if name in subject]
-        tasks[name] = summarize(manifest.tasks[name], known[name], rows)
+        tasks[name] = summarize(manifest.tasks[name], known[name], rows, ignore=names[name].get("ignore", ""))
     folds = [
         {
             "fold": fold,
