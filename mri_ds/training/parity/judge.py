@@ -6,6 +6,10 @@ rounding alone decides the sign of an element the weights part at once; by the s
 gradients, and the rounding to expect of them, are those of plain PyTorch at the weights that the run itself had. In either format
 the first update must have moved the weights as PyTorch's optimiser moves them with the run's own gradients, and norms and losses
 must follow the plain run's.
+
+bf16 keeps 8 bits of every product and every sum, so there is no one right gradient: the same batch whole, or in 2, 4 or 8 pieces
+that are added up, gives others, and float32 at the same weights another again. Each of them is as good as the next, and how far
+they are from the first is the rounding (see trace.compare).
 """
 
 from collections.abc import Callable, Iterable
@@ -24,8 +28,9 @@ from mri_ds.training.parity.case import Case
 from mri_ds.training.parity.reference import NEXT_HIGHER, first_update, gradients_at, plain_run
 from mri_ds.training.parity.trace import TOLERANCE, Trace, check_names, compare, compare_update
 
-PIECES = {"plain": 1, "precise": 1, "single": cases.GLOBAL_BATCH}  # equal parts of the batch, whose gradients are added up
-KINDS = list(PIECES)  # the run that counts; one in higher precision, one subject by subject, which tell of its rounding
+# Equal parts of the batch, whose gradients are added up. The first run counts; those after it tell of its rounding.
+PIECES = {"plain": 1, "precise": 1, "halves": 2, "quarters": 4, "single": cases.GLOBAL_BATCH}
+KINDS = {"fp32": ["plain", "precise", "single"], "bf16": list(PIECES)}
 
 
 def write_plain_runs(folder: Path, some: Iterable[Case], *, wanted: Callable[[], bool] = lambda: True) -> None:
@@ -34,7 +39,7 @@ def write_plain_runs(folder: Path, some: Iterable[Case], *, wanted: Callable[[],
         plain = _plain_run("plain", optimizer, dtype, wanted)
         assert min(plain.norms) > cases.CLIP, "every update is to be clipped"
         plain.save(folder / f"plain-{optimizer}-{dtype}.pt")
-        for kind in KINDS[1:] if dtype == "fp32" else []:
+        for kind in KINDS["fp32"][1:] if dtype == "fp32" else []:
             _plain_run(kind, optimizer, dtype, wanted).save(folder / f"{kind}-{optimizer}-{dtype}.pt")
 
 
@@ -43,9 +48,9 @@ def judge(case: Case, run: Trace, folder: Path) -> dict[str, Any]:
     plain = Trace.load(folder / f"plain-{case.optimizer}-{case.dtype}.pt")
     check_names(run.gradients, plain.gradients)
     if case.dtype == "fp32":
-        others = [Trace.load(folder / f"{kind}-{case.optimizer}-fp32.pt") for kind in KINDS[1:]]
+        others = [Trace.load(folder / f"{kind}-{case.optimizer}-fp32.pt") for kind in KINDS["fp32"][1:]]
     else:
-        at, *others = (Trace(gradients=_at(run, kind, case.optimizer)) for kind in KINDS)
+        at, *others = (Trace(gradients=_at(run, kind, case.optimizer)) for kind in KINDS["bf16"])
         plain = replace(plain, gradients=at.gradients)
     row = compare(run, plain, others, dtype=case.dtype)
     first, second = cases.WATCHED[:2]
@@ -73,7 +78,7 @@ def _at(run: Trace, kind: str, optimizer: str) -> dict[int, dict[str, Tensor]]:
     """Plain gradients in bf16 at each watched update, where the weights are those of `run`."""
     objective = build_objective(cases.run_config(optimizer)).to(distributed.device())
     compute = "fp32" if kind == "precise" else "bf16"
-    sum_in = "bf16" if kind == "single" else "fp32"  # as ranks and micro-batches are added up
+    sum_in = "fp32" if kind == "precise" else "bf16"  # as ranks and micro-batches are added up
     return {
         step: gradients_at(
             objective,

@@ -73,7 +73,7 @@ def run_ranks(
     ended = lambda: len(list(folder.glob("trace*.pt")))  # noqa: E731
     failure = wait_for_ranks(folder, some[0].ranks, program=program, ended=ended, progress=progress)
     ready()
-    blank = dict.fromkeys(("gradient_error", "norm_error", "loss_error", "update_error"))
+    blank = dict.fromkeys(("gradient_error", "gradient_distance", "norm_error", "loss_error", "update_error"))
     rows = []
     for number, case in enumerate(some):
         trace = folder / f"trace{number}.pt"

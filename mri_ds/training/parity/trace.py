@@ -32,20 +32,25 @@ class Trace:
 def compare(run: Trace, plain: Trace, others: Sequence[Trace], *, dtype: str) -> dict[str, float | str | bool]:
     """Largest relative errors of `run` against `plain`: {"gradient_error", "norm_error", "loss_error", "worst", "passed"}.
 
+    Also "gradient_distance", which is the largest |g - p| / |p| as it is, with nothing allowed for rounding.
+
     A gradient's error is |g - p| / |p|, p the plain run's, as vectors of one parameter at one update; the largest counts.
     Where a gradient is the small remainder of large sums, rounding alone moves it further than the tolerance. `others` tell by
-    how much: plain runs that differ in nothing but rounding (in higher precision, subject by subject). An error within NOISE
-    times |p - other| counts as one within the tolerance. A gradient of another scale is far outside of both.
+    how much: plain runs that differ in nothing but rounding (in higher precision, in pieces). An error within NOISE times the
+    largest |p - other| counts as one within the tolerance. A gradient of another scale is far outside of both.
     """
     tolerance = TOLERANCE[dtype]
-    errors = {}
+    errors, distance = {}, 0.0
     for step, gradients in plain.gradients.items():
         for name, gradient in gradients.items():
+            if norm := float(gradient.double().norm()):
+                distance = max(distance, _away(gradient, run.gradients[step][name]) / norm)
             noise = max(_away(gradient, other.gradients[step][name]) for other in others)
             errors[name, step] = _error(run.gradients[step][name], gradient, NOISE * noise, tolerance)
     worst = max(errors, key=lambda key: errors[key])
     found = {
         "gradient_error": errors[worst],
+        "gradient_distance": distance,
         "norm_error": _largest(run.norms, plain.norms),
         "loss_error": _largest(run.losses, plain.losses),
     }
