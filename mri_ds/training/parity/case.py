@@ -23,9 +23,6 @@ CLIP = 0.25  # below every gradient norm of these runs, so that a wrong norm sho
 LR = {"adamw": 2e-4, "sgd": 0.02}
 
 LAYOUTS = [(0, 1), (0, 2), (2, 2), (3, 2), (3, 4)]  # (ZeRO stage, expert-parallel size)
-
-
-PLAIN_KINDS = ["plain", "precise", "single"]  # the run that counts, one in higher precision, one subject by subject
 VARIANTS = list(product((False, True), (1, 2), LR))  # (recompute, accumulation, optimiser)
 
 

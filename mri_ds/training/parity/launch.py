@@ -1,4 +1,4 @@
-"""`mri-ds parity`: plain runs here, then for each number of ranks one set of processes that runs all its cases."""
+"""`mri-ds parity`: for each number of ranks one set of processes that runs all its cases, and beside them the plain runs here."""
 
 import functools
 import json
@@ -8,20 +8,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mri_ds.sample import Batch
-from mri_ds.training import distributed
-from mri_ds.training.engine import build_objective
 from mri_ds.training.parity import case as cases
 from mri_ds.training.parity.case import Case
-from mri_ds.training.parity.reference import NEXT_HIGHER, plain_run
+from mri_ds.training.parity.judge import judge, write_plain_runs
+from mri_ds.training.parity.trace import Trace
 
 RANK_PROGRAM = ["-m", "mri_ds.training.parity.rank"]
 SILENCE_S = 600.0  # ranks that end no case for so long hang
@@ -32,54 +30,29 @@ Progress = Callable[[int, int], None]
 def parity(
     ranks: Sequence[int], dtypes: Sequence[str], *, quick: bool = False, progress: Progress = lambda done, total: None
 ) -> dict[str, Any]:
-    """{"passed": all of them, "rows": one dict a case, see trace.compare}. `quick` takes one case of each layout.
+    """{"passed": all of them, "rows": one dict a case, see judge.judge}. `quick` takes one case of each layout.
 
     A case that did not end has errors of None and "error" with the last line of the rank that failed.
     """
     choose = cases.some_cases if quick else cases.all_cases
     todo = {n: choose(n, dtypes) for n in ranks}
-    total = sum(map(len, todo.values()))
+    every = [case for some in todo.values() for case in some]
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="mri-ds-parity-") as folder:
-        write_plain_runs(Path(folder), dtypes)
-        for n, some in todo.items():
-            told = functools.partial(_tell_after, progress, len(rows), total)
-            rows += run_ranks(Path(folder) / f"ranks{n}", some, plain=Path(folder), progress=told)
+    wanted = threading.Event()
+    wanted.set()
+    with tempfile.TemporaryDirectory(prefix="mri-ds-parity-") as folder, ThreadPoolExecutor(1) as beside:
+        try:
+            plain = beside.submit(write_plain_runs, Path(folder), every, wanted=wanted.is_set)
+            for n, some in todo.items():
+                told = functools.partial(_tell_after, progress, len(rows), len(every))
+                rows += run_ranks(Path(folder) / f"ranks{n}", some, plain=Path(folder), ready=plain.result, progress=told)
+        finally:
+            wanted.clear()
     return {"passed": all(row["passed"] for row in rows), "rows": rows}
 
 
 def _tell_after(progress: Progress, before: int, total: int, done: int) -> None:
     progress(before + done, total)
-
-
-def write_plain_runs(folder: Path, dtypes: Sequence[str]) -> None:
-    """FOLDER/KIND-OPTIMIZER-DTYPE.pt of every kind in PLAIN_KINDS."""
-    for dtype in dtypes:
-        for optimizer in cases.LR:
-            for kind in cases.PLAIN_KINDS:
-                pieces = cases.GLOBAL_BATCH if kind == "single" else 1
-                config = cases.run_config(optimizer)
-                torch.manual_seed(cases.SEED)
-                trace = plain_run(
-                    build_objective(config).to(distributed.device()),
-                    (whole_share(step, pieces) for step in range(1, cases.STEPS + 1)),
-                    optimizer=optimizer,
-                    lr=config.training.lr,
-                    weight_decay=config.training.weight_decay,
-                    betas=config.training.betas,
-                    clip=cases.CLIP,
-                    start=dtype,
-                    compute=NEXT_HIGHER[dtype] if kind == "precise" else dtype,
-                    watched=cases.WATCHED,
-                )
-                assert min(trace.norms) > cases.CLIP, "every update is to be clipped"
-                trace.save(folder / f"{kind}-{optimizer}-{dtype}.pt")
-
-
-def whole_share(step: int, pieces: int) -> list[Batch]:
-    """The global batch of an update in equal pieces."""
-    share = cases.own_share(cases.global_batch(step), rank=0, ranks=1, accumulation=pieces)
-    return [distributed.to_device(batch) for batch in share]
 
 
 def run_ranks(
@@ -88,17 +61,28 @@ def run_ranks(
     *,
     plain: Path,
     program: Sequence[str] = RANK_PROGRAM,
+    ready: Callable[[], object] = lambda: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, Any]]:
-    """Rows of `some` cases, all of one number of ranks, from `python PROGRAM FOLDER` on each rank."""
+    """Rows of `some` cases, all of one number of ranks, from `python PROGRAM FOLDER` on each rank.
+
+    `ready` returns once the plain runs lie in the folder `plain`.
+    """
     folder.mkdir(parents=True)
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in some]))
-    for path in plain.glob("*.pt"):
-        (folder / path.name).symlink_to(path)
-    failure = wait_for_ranks(folder, some[0].ranks, program=program, ended=lambda: len(_rows(folder)), progress=progress)
-    rows = _rows(folder)
-    blank = {"gradient_error": None, "norm_error": None, "loss_error": None, "worst": "", "passed": False, "error": failure}
-    return rows + [{**asdict(case), **blank} for case in some[len(rows) :]]
+    ended = lambda: len(list(folder.glob("trace*.pt")))  # noqa: E731
+    failure = wait_for_ranks(folder, some[0].ranks, program=program, ended=ended, progress=progress)
+    ready()
+    blank = dict.fromkeys(("gradient_error", "gradient_distance", "norm_error", "loss_error", "update_error"))
+    rows = []
+    for number, case in enumerate(some):
+        trace = folder / f"trace{number}.pt"
+        if trace.exists():
+            rows.append(judge(case, Trace.load(trace), plain))
+            trace.unlink()
+        else:
+            rows.append({**asdict(case), **blank, "worst": "", "passed": False, "error": failure})
+    return rows
 
 
 def wait_for_ranks(
@@ -139,11 +123,6 @@ def wait_for_ranks(
                 p.kill()
             p.wait()
         signal.signal(signal.SIGTERM, before)
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "rows.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
 
 
 def _last_line(log: Path) -> str:

@@ -1,14 +1,14 @@
 """One rank of a parity run: `python -m mri_ds.training.parity.rank FOLDER`, with RANK and the like in the environment.
 
-Builds engine after engine in the same process group, each as `mri-ds train` builds its own. Rank 0 compares with the plain
-runs that lie in FOLDER and adds a line to FOLDER/rows.jsonl after each case.
+Builds engine after engine in the same process group, each as `mri-ds train` builds its own. Rank 0 leaves what each case of
+FOLDER/cases.json told in FOLDER/traceNUMBER.pt.
 """
 
 import gc
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from mri_ds.training.distributed import to_device
 from mri_ds.training.engine import build_engine, build_objective
 from mri_ds.training.expert_parallel import own_state
 from mri_ds.training.parity import case as cases
-from mri_ds.training.parity.case import PLAIN_KINDS, Case
-from mri_ds.training.parity.trace import Trace, check_names, compare
+from mri_ds.training.parity.case import Case
+from mri_ds.training.parity.trace import Trace
 
 Build = Callable[..., Any]
 TIMEOUT_S = 600.0
@@ -30,14 +30,11 @@ TIMEOUT_S = 600.0
 
 def run_cases(folder: Path, *, build: Build = build_engine) -> None:
     """Every case of FOLDER/cases.json. `build` makes the engine, given objective, resolved JSON and nothing else."""
-    for raw in json.loads((folder / "cases.json").read_text()):
-        case = Case(**raw)
-        trace = run_case(case, build=build)
+    for number, raw in enumerate(json.loads((folder / "cases.json").read_text())):
+        trace = run_case(Case(**raw), build=build)
         if distributed.rank() == 0:
-            plain, *others = (Trace.load(folder / f"{kind}-{case.optimizer}-{case.dtype}.pt") for kind in PLAIN_KINDS)
-            check_names(trace.gradients, plain.gradients)
-            with (folder / "rows.jsonl").open("a") as rows:
-                rows.write(json.dumps({**asdict(case), **compare(trace, plain, others, dtype=case.dtype)}) + "\n")
+            trace.save(folder / "trace.part")
+            os.replace(folder / "trace.part", folder / f"trace{number}.pt")
 
 
 def run_case(case: Case, *, build: Build = build_engine) -> Trace:
@@ -71,7 +68,7 @@ def engine_run(engine: Any, updates: Iterable[list[Batch]], *, watched: Iterable
             engine.backward(losses["loss"])
             loss += float(losses["loss"].detach()) / len(batches)
             if engine.is_gradient_accumulation_boundary() and step in watched:
-                trace.gradients[step] = gradients(engine)
+                trace.weights[step], trace.gradients[step] = weights(engine), gradients(engine)
             engine.step()
         trace.losses.append(distributed.average({"loss": loss})["loss"])
         norm = engine.get_global_grad_norm()
@@ -83,14 +80,30 @@ def gradients(engine: Any) -> dict[str, Tensor]:
     """Full gradients of all parameters by our own names, all experts, before clipping. Every rank must call it."""
     from deepspeed.utils import safe_get_full_grad
 
-    state = {}
-    for name, p in engine.module.named_parameters():
-        gradient, shape = safe_get_full_grad(p), getattr(p, "ds_shape", p.shape)
-        state[name] = torch.zeros(shape) if gradient is None else gradient.detach().float().view(shape).clone()
+    return _by_own_names(engine, lambda p: g if (g := safe_get_full_grad(p)) is not None else torch.zeros(_shape(p)))
+
+
+def weights(engine: Any) -> dict[str, Tensor]:
+    """Full float32 weights that the optimiser keeps, by our own names, all experts. Every rank must call it."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    low, high = (getattr(engine.optimizer, name, []) for name in ("fp16_groups", "fp32_groups"))
+    copies = {}  # half precision without ZeRO, of which safe_get_full_fp32_param knows nothing
+    if not engine.zero_optimization():
+        copies = {p: copy for some, others in zip(low, high, strict=True) for p, copy in zip(some, others, strict=True)}
+    return _by_own_names(engine, lambda p: w if (w := safe_get_full_fp32_param(p)) is not None else copies.get(p, p))
+
+
+def _by_own_names(engine: Any, read: Callable[[Any], Tensor]) -> dict[str, Tensor]:
+    state = {name: read(p).detach().float().view(_shape(p)).clone() for name, p in engine.module.named_parameters()}
     state |= dict(engine.module.named_buffers())
-    full = own_state(engine.module, state)
     buffers = {name.rpartition(".")[2] for name, _ in engine.module.named_buffers()}
-    return {name: g.cpu() for name, g in full.items() if name.rpartition(".")[2] not in buffers}
+    full = own_state(engine.module, state)
+    return {name: value.cpu() for name, value in full.items() if name.rpartition(".")[2] not in buffers}
+
+
+def _shape(p: Any) -> torch.Size:
+    return torch.Size(getattr(p, "ds_shape", p.shape))
 
 
 def main() -> None:
