@@ -93,13 +93,15 @@ def _strata(strata: dict[str, Any]) -> Table:
     table = Table(title="groups of subjects", title_justify="left")
     for heading, justify in (("group", "left"), ("subjects", "right"), ("task", "left"), ("figure", "left"), ("run", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    table.add_column("95 %", justify="right")
+    for heading in ("95 %", "constant"):
+        table.add_column(heading, justify="right")
     for stratum, levels in strata.items():
         for level, group in levels.items():
             shown = [f"{stratum} {level}", str(group["num_subjects"])]
             for name, task in group["tasks"].items():
                 key, label = HEADLINE[task["kind"]]
-                table.add_row(*shown, name, label, _number(task[key]), _interval(task, key))
+                found = (_number(task[key]), _interval(task, key), _number(task["constant"][key]))
+                table.add_row(*shown, name, label, *found)
                 shown = ["", ""]
         table.add_section()
     return table
