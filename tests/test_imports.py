@@ -117,8 +117,9 @@ def test_commands_import_what_they_run_inside(path: Path) -> None:
 
 # They plan a run around a network that they do not build: sizes of messages, of memory, of patches.
 MAY_ASK_FOR_A_SIZE = {
-    "bench/volume.py", "cli/train.py", "inference/run.py", "training/ds_config/experts.py", "training/ds_config/resolution.py",
-    "training/engine.py", "training/micro_batch.py", "training/plan/cost.py", "training/plan/parameters.py",
+    "bench/accuracy.py", "bench/volume.py", "cli/train.py", "inference/run.py",
+    "training/ds_config/experts.py", "training/ds_config/resolution.py", "training/engine.py", "training/micro_batch.py",
+    "training/plan/cost.py", "training/plan/parameters.py",
     "training/plan/report.py", "training/plan/suggestion.py", "training/plan/trace.py", "training/validation.py",
     "training/watch.py",
 }  # fmt: skip

@@ -63,7 +63,8 @@ def convolve(
     ]
     shape = [x.shape[0], weight.shape[0], *size]
     if isinstance(x, Tensor) and not is_large(x.shape) and not is_large(shape):
-        return F.conv3d(F.pad(x, pad) if any(pad) else x, weight, bias, stride, padding)
+        # tuples, because DeepSpeed's profiler adds them to others
+        return F.conv3d(F.pad(x, pad) if any(pad) else x, weight, bias, tuple(stride), tuple(padding))
     read = x.read if isinstance(x, Planes) else lambda a, b: x[:, :, a:b]
     depth, out = x.shape[2], None
     numbers = max(math.prod(x.shape) // depth * stride[0], math.prod(shape) // size[0])
@@ -74,7 +75,7 @@ def convolve(
         around = [*of_w, *of_h, max(-first, 0), max(last - depth, 0)]
         part = F.pad(part, around) if any(around) else part
         part = part.contiguous(memory_format=torch.channels_last_3d)
-        done = F.conv3d(part, weight, bias, stride, [0, *padding[1:]])
+        done = F.conv3d(part, weight, bias, tuple(stride), (0, *padding[1:]))
         if out is None:
             out = done.new_empty(shape).to(memory_format=torch.channels_last_3d)
         out[:, :, a:b] = done

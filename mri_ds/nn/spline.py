@@ -4,7 +4,6 @@ Axes: T layers, B rows, I inputs, K bases (grid size + degree), S = degree + 1 o
 Source: Piegl & Tiller 1997, The NURBS Book, algorithm A2.2 for the recursion of Cox and de Boor and eq. 2.7 for its derivative.
 """
 
-import functools
 import itertools
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 
 from mri_ds.nn.products import products
+from mri_ds.nn.tables import table
 from mri_ds.nn.workspace import Workspace
 
 
@@ -103,7 +103,7 @@ def _even_splines(x: Tensor, grid: Grid, work: Workspace, with_slopes: bool) -> 
     return work.tensor("whole span", x.shape, x, dtype=torch.int64).copy_(span), values, slopes
 
 
-@functools.cache
+@table
 def _pieces(degree: int) -> list[list[float]]:
     """The recursion of Cox and de Boor on polynomials in t, for knots one unit apart.
 
