@@ -104,7 +104,7 @@ def volume(
     limit_gib: Annotated[float, typer.Option("--limit-gib", min=0, help="Exit code 1 above this peak.")] = 20.0,
     json: Json = False,
 ) -> None:
-    """Peak memory and time of a whole volume in one call on the CPU, with windowed attention. 512 takes minutes and some 12 GiB.
+    """Peak memory and time of a whole volume in one call on the CPU, with windowed attention. 512 takes minutes and some 10 GiB.
 
     Example: `mri-ds bench volume --scale small --edges 512 --json`
     """
