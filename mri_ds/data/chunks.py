@@ -16,31 +16,25 @@ import itertools
 import math
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import zstandard
 
 from mri_ds.data import buffers
+from mri_ds.data.chunk_plan import Batch, Layout, batches_of, chunk_for, grid_of, places_of, runs_of
 from mri_ds.data.codec import DTYPES, LEVEL, checksum, decode_blocks, encode_block
 from mri_ds.errors import CorruptError, InputError
 
 MAGIC, VERSION = b"MRIV", 1
 HEAD = struct.Struct("<4sHBB4I3IQI")
-SIDE = 32
-ONE_CHUNK = 64**3  # voxels
-READ_BYTES = 8 * 2**20  # at once: much beside what a request costs, little enough that its memory is used again
-BATCH_BYTES = 2**20  # decoded at once: few calls, and what they hand on stays in a core's cache
 PLAIN = 2**31  # added to the size of a chunk whose bytes are not shuffled
 MAX_ARRAY_BYTES = 4 * 2**30  # 4 GiB: four channels of 640^3 float32
 FIX = "shard the data again"
 
 ReadAt = Callable[[int, int], bytes]  # (offset in the member, number of bytes) -> those bytes
 Piece = Callable[[ReadAt], None]  # of the work of reading a box
-Box = tuple[slice, slice, slice]
 
 
 class _Tools:
@@ -65,36 +59,13 @@ def _tools() -> Iterator[_Tools]:
         _IDLE_TOOLS.append(tools)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What head and table say: the array's form, and where each chunk lies."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]  # as given to encode_array
-    chunk: tuple[int, int, int]
-    offsets: np.ndarray  # (num_chunks + 1,) int64, from the start of the member
-    checksums: np.ndarray  # (num_chunks,) uint32
-    is_shuffled: np.ndarray  # (num_chunks,) bool
-
-    @property
-    def shape4(self) -> tuple[int, int, int, int]:
-        """C D H W: axes that the array has not got are 1."""
-        c, d, h, w = (1,) * (4 - len(self.shape)) + self.shape
-        return c, d, h, w
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Number of chunks along D, H, W."""
-        return _grid(self.shape4[1:], self.chunk)
-
-
 def encode_array(array: np.ndarray, *, chunk: tuple[int, int, int] | None = None) -> bytes:
     """Array of one of codec.DTYPES -> bytes. Without `chunk`: 32^3 voxels, or all of a small volume."""
     assert array.dtype.name in DTYPES and 1 <= array.ndim <= 4, (array.dtype, array.shape)
     whole = array.reshape((1,) * (4 - array.ndim) + array.shape)
-    chunk = chunk or _chunk_for(whole.shape[1:])
+    chunk = chunk or chunk_for(whole.shape[1:])
     compressor = zstandard.ZstdCompressor(level=LEVEL)
-    blocks = [encode_block(whole[c][box], compressor) for box, c in _places(whole.shape, chunk)]
+    blocks = [encode_block(whole[c][box], compressor) for box, c in places_of(whole.shape, chunk)]
     frames = [frame for frame, _ in blocks]
     rows = [(len(frame) | (0 if is_shuffled else PLAIN), checksum(frame)) for frame, is_shuffled in blocks]
     table = np.array(rows, dtype="<u4").tobytes()
@@ -135,7 +106,7 @@ def read_layout(read_at: ReadAt, size: int, *, where: str = "") -> Layout:
     dtype = np.dtype(DTYPES[code])
     if math.prod(shape4) * dtype.itemsize > MAX_ARRAY_BYTES:
         raise InputError(f"states shape {shape4}, over the cap of {MAX_ARRAY_BYTES} bytes", where=where, fix="store less")
-    num_chunks = shape4[0] * math.prod(_grid(shape4[1:], chunk))
+    num_chunks = shape4[0] * math.prod(grid_of(shape4[1:], chunk))
     if HEAD.size + 8 * num_chunks + num_bytes != size:
         raise CorruptError(f"states {num_chunks} chunks of {num_bytes} bytes, but has {size} bytes", where=where, fix=FIX)
     table = _exactly(read_at, HEAD.size, 8 * num_chunks, where)
@@ -180,11 +151,11 @@ def box_in_pieces(
     if any(s < 0 or n < 0 or s + n > whole for s, n, whole in zip(start, shape, inside, strict=True)):
         raise ValueError(f"box of {tuple(shape)} voxels at {tuple(start)} is not inside {inside}")
     box = buffers.empty((layout.shape4[0], *shape), dtype or layout.dtype)
-    runs = _runs(_batches(layout, start, shape), layout.offsets) if box.size else []
+    runs = runs_of(batches_of(layout, start, shape), layout.offsets) if box.size else []
     return box, [functools.partial(_read_run, layout=layout, run=run, box=box, where=where) for run in runs]
 
 
-def _read_run(read_at: ReadAt, *, layout: Layout, run: "list[_Batch]", box: np.ndarray, where: str) -> None:
+def _read_run(read_at: ReadAt, *, layout: Layout, run: list[Batch], box: np.ndarray, where: str) -> None:
     """Fills what one read holds of the box."""
     begin, end = layout.offsets[[run[0].first, run[-1].stop]].tolist()
     data = memoryview(_exactly(read_at, begin, end - begin, where))  # its slices copy nothing
@@ -197,7 +168,7 @@ def _read_run(read_at: ReadAt, *, layout: Layout, run: "list[_Batch]", box: np.n
             _put(box[(slice(None), *batch.target)], blocks, batch.columns, tools.scratch)
 
 
-def _decode(frames: memoryview, offsets: list[int], layout: Layout, batch: "_Batch", tools: _Tools, where: str) -> np.ndarray:
+def _decode(frames: memoryview, offsets: list[int], layout: Layout, batch: Batch, tools: _Tools, where: str) -> np.ndarray:
     """The chunks of a batch, cut to the rows that are wanted, in memory of `tools`."""
     sizes = [stop - first for first, stop in itertools.pairwise(offsets)]
     is_shuffled = layout.is_shuffled[batch.first : batch.stop].tolist()
@@ -217,7 +188,7 @@ def _decode(frames: memoryview, offsets: list[int], layout: Layout, batch: "_Bat
         raise InputError(what, where=where, fix=FIX) from None
 
 
-def _check(frames: memoryview, offsets: list[int], layout: Layout, batch: "_Batch", where: str) -> None:
+def _check(frames: memoryview, offsets: list[int], layout: Layout, batch: Batch, where: str) -> None:
     """Raises CorruptError for the first chunk of a batch that fails its checksum."""
     checksums = layout.checksums[batch.first : batch.stop].tolist()
     for i, (begin, end) in enumerate(itertools.pairwise(offsets)):
@@ -252,94 +223,3 @@ def _exactly(read_at: ReadAt, offset: int, size: int, where: str) -> bytes:
     if len(data) != size:
         raise CorruptError(f"ends after {len(data)} of {size} bytes from byte {offset} on", where=where, fix=FIX)
     return data
-
-
-# ---- which chunks ----------------------------------------------------------------------------------------------------
-
-
-def _chunk_for(extent: Sequence[int]) -> tuple[int, int, int]:
-    d, h, w = (max(1, n) for n in extent) if math.prod(extent) <= ONE_CHUNK else (SIDE, SIDE, SIDE)
-    return d, h, w
-
-
-def _grid(extent: Sequence[int], chunk: Sequence[int]) -> tuple[int, int, int]:
-    d, h, w = (-(-n // side) for n, side in zip(extent, chunk))
-    return d, h, w
-
-
-def _places(shape4: tuple[int, ...], chunk: Sequence[int]) -> Iterator[tuple[Box, int]]:
-    """The box and the channel of each chunk, in the order of the file."""
-    sides = [[slice(i, min(i + step, n)) for i in range(0, n, step)] for n, step in zip(shape4[1:], chunk)]
-    for d, h, w in itertools.product(*sides):
-        for c in range(shape4[0]):
-            yield (d, h, w), c
-
-
-class _Batch(NamedTuple):
-    """Chunks side by side, of one shape, that a box touches, with all channels; and what of them is wanted."""
-
-    first: int  # number of the first of them
-    stop: int
-    extent: tuple[int, ...]  # of each
-    part: tuple[slice, slice]  # D and H that are wanted of each
-    columns: slice  # W that is wanted, of all of them side by side
-    target: Box  # counted from the box's corner
-
-
-def _batches(layout: Layout, start: Sequence[int], shape: Sequence[int]) -> Iterator[_Batch]:
-    """In the order of the file."""
-    channels, (_, rows, columns) = layout.shape4[0], layout.grid
-    sides = [_sides(*axis) for axis in zip(start, shape, layout.chunk, layout.shape4[1:])]
-    most = max(1, BATCH_BYTES // (channels * math.prod(layout.chunk) * layout.dtype.itemsize))
-    groups = list(_groups(sides[2], most))
-    for d, h in itertools.product(*sides[:2]):
-        for w in groups:
-            number = ((d.number * rows + h.number) * columns + w[0].number) * channels
-            columns_of_box = slice(w[0].target.start, w[-1].target.stop)
-            first = w[0].source.start
-            yield _Batch(
-                first=number,
-                stop=number + len(w) * channels,
-                extent=(d.length, h.length, w[0].length),
-                part=(d.source, h.source),
-                columns=slice(first, first + columns_of_box.stop - columns_of_box.start),
-                target=(d.target, h.target, columns_of_box),
-            )
-
-
-def _groups(sides: "list[_Side]", most: int) -> "Iterator[list[_Side]]":
-    """At most `most` neighbours of the same length together."""
-    for _, same in itertools.groupby(sides, key=lambda side: side.length):
-        near = list(same)
-        yield from (near[i : i + most] for i in range(0, len(near), most))
-
-
-class _Side(NamedTuple):
-    """One axis of a chunk that a box touches."""
-
-    number: int
-    length: int
-    source: slice  # what is wanted, counted from the chunk's first voxel
-    target: slice  # and from the box's
-
-
-def _sides(start: int, length: int, chunk: int, size: int) -> list[_Side]:
-    """Along one axis, of each chunk that is touched."""
-    found = []
-    for number in range(start // chunk, -(-(start + length) // chunk)):
-        corner, end = number * chunk, min((number + 1) * chunk, size)
-        lo, hi = max(corner, start), min(end, start + length)
-        found.append(_Side(number, end - corner, slice(lo - corner, hi - corner), slice(lo - start, hi - start)))
-    return found
-
-
-def _runs(batches: Iterable[_Batch], offsets: np.ndarray) -> Iterator[list[_Batch]]:
-    """Those that lie side by side in the file together, up to READ_BYTES: one read for all of them."""
-    run: list[_Batch] = []
-    for batch in batches:
-        if run and (run[-1].stop != batch.first or offsets[batch.stop] - offsets[run[0].first] > READ_BYTES):
-            yield run
-            run = []
-        run.append(batch)
-    if run:
-        yield run

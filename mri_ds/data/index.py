@@ -16,7 +16,8 @@ import numpy as np
 
 from mri_ds.config import TaskConfig, nearest
 from mri_ds.data.ahead import Work, read_together
-from mri_ds.data.chunks import Layout, Piece, ReadAt, box_in_pieces, decode_array, read_layout
+from mri_ds.data.chunk_plan import Layout
+from mri_ds.data.chunks import Piece, ReadAt, box_in_pieces, decode_array, read_layout
 from mri_ds.data.entries import ShardEntry, index_path, load_index, read_meta, scan_shard
 from mri_ds.data.foreground import places_to_voxels
 from mri_ds.data.manifest import Manifest, read_manifest

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from mri_ds.data import chunks
+from mri_ds.data import chunk_plan, chunks
 from mri_ds.data.chunks import HEAD, decode_array, encode_array, read_box, read_layout
 from mri_ds.data.codec import DTYPES, checksum
 from mri_ds.errors import CorruptError, InputError
@@ -53,7 +53,7 @@ def test_every_box_is_that_of_the_array(data):
         "BATCH_BYTES": data.draw(st.sampled_from([1, 400, 2**20])),
         "READ_BYTES": data.draw(st.sampled_from([1, 500, 2**23])),
     }
-    with unittest.mock.patch.multiple(chunks, **at_once):
+    with unittest.mock.patch.multiple(chunk_plan, **at_once):
         box = read_box(reader, read_layout(reader, len(reader.data)), start, size, dtype=wanted)
     assert box.dtype == (wanted or dtype)
     d, h, w = (slice(s, s + n) for s, n in zip(start, size))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from mri_ds.data import buffers, chunks
+from mri_ds.data import buffers, chunk_plan
 from mri_ds.data.index import ShardDataset, index_path, scan_shard
 from mri_ds.data.members import encode_sample
 from mri_ds.errors import CorruptError, InputError
@@ -214,7 +214,7 @@ def test_a_crop_is_that_of_the_whole_with_its_place_in_the_world(large, start, s
 def test_many_are_read_as_each_alone(large, num_threads, monkeypatch):
     """In the order asked for, one of them twice, in many pieces, with memory that is used again at once."""
     dataset, samples = large
-    monkeypatch.setattr(chunks, "READ_BYTES", 2**17)
+    monkeypatch.setattr(chunk_plan, "READ_BYTES", 2**17)
     monkeypatch.setattr(buffers, "MIN_BYTES", 2**14)
     order = [1, 0, 0, 1, 0]
     for i, sample in zip(order, dataset.read_many(order, num_threads=num_threads), strict=True):
