@@ -2,15 +2,16 @@
 
 In: a dataset of .nii.gz files, or none: synthetic subjects are made.  Out: a plain dictionary for JSON.
 
-    {"subjects", "voxels", "patch", "num_workers", "epochs", "rounds",
-     "full": {contender: {"voxels_per_s", "first_batch_s", "first_epoch_s", "peak_bytes", "cpu_ns_per_voxel"}
+    {"subjects", "voxels", "patch", "num_workers", "epochs", "rounds", "seconds",
+     "full": {contender: {"voxels_per_s", "steady_epochs", "first_batch_s", "first_epoch_s", "peak_bytes", "cpu_ns_per_voxel"}
               or {"absent": reason}},
      "crops": likewise, "ratios": {"full": {contender: ours / theirs}, "crops": ...}, "prepare_s": {"mri_ds", "webdataset"}}
 
 Each contender runs in a process of its own, in turn, `rounds` times over; the median counts. voxels_per_s is over the epochs
-after the first, which fills caches; first_batch_s is from the making of the loader on (imports left out) and so holds the whole
-caching of CacheDataset. peak_bytes is the PSS of the process with its workers. Files were written just now, so they are in the
-page cache for all. Disks far away are another matter.
+after the first, which fills caches: as many as were asked for, and on until `seconds` have gone by, because a few crops take
+hundredths of a second, of which nothing can be told. first_batch_s is from the making of the loader on (imports left out) and so
+holds the whole caching of CacheDataset. peak_bytes is the PSS of the process with its workers. Files were written just now, so
+they are in the page cache for all. Disks far away are another matter.
 """
 
 import importlib.util
@@ -47,6 +48,7 @@ def bench_loader(
     num_workers: int = 2,
     epochs: int = 3,
     rounds: int = 1,
+    seconds: float = 2.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measures all contenders on the first `num_subjects` of `source` that have every label map.
@@ -68,7 +70,7 @@ def bench_loader(
         for done, (mode, name) in enumerate(turns):
             with tempfile.TemporaryDirectory(dir=at) as cache:
                 mine = replace(job, cache=Path(cache), patch=patch if mode == "crops" else None)
-                rows[mode, name].append(_run(name, mine, epochs))
+                rows[mode, name].append(_run(name, mine, epochs, seconds))
             if progress:
                 progress(done + 1, len(turns))
     result = {mode: {name: _median(found) for (m, name), found in rows.items() if m == mode} for mode in ("full", "crops")}
@@ -78,6 +80,7 @@ def bench_loader(
         "num_workers": num_workers,
         "epochs": epochs,
         "rounds": rounds,
+        "seconds": seconds,
         **result,
         "ratios": {mode: _ratios(table) for mode, table in result.items()},
         "prepare_s": prepare_s,
@@ -137,13 +140,13 @@ def _write_tars(subjects: list[SubjectFiles], tasks: list[str], dataset: Dataset
 # ---- one contender -------------------------------------------------------------------------------------------------
 
 
-def _run(name: str, job: Job, epochs: int) -> Row:
+def _run(name: str, job: Job, epochs: int, seconds: float = 0.0) -> Row:
     package = NEEDS.get(name.split()[0])
     if package and importlib.util.find_spec(package) is None:
         return {"absent": f"{package} is not installed (pip install {package})"}
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(name, job, epochs, theirs))
+    process = context.Process(target=_measure, args=(name, job, epochs, seconds, theirs))
     process.start()
     theirs.close()
     with PeakMemory(process.pid or 0) as peak:
@@ -156,7 +159,7 @@ def _run(name: str, job: Job, epochs: int) -> Row:
     return row | {"peak_bytes": peak.num_bytes} if "absent" not in row else row
 
 
-def _measure(name: str, job: Job, epochs: int, result: Connection) -> None:
+def _measure(name: str, job: Job, epochs: int, seconds: float, result: Connection) -> None:
     """In a process of its own: the first epoch, then the others."""
     import torch
 
@@ -173,15 +176,17 @@ def _measure(name: str, job: Job, epochs: int, result: Connection) -> None:
         first_batch_s = first_batch_s or time.perf_counter() - began
         voxels += count
     first_epoch_s = time.perf_counter() - began
-    began, steady = time.perf_counter(), 0
-    for _ in range(epochs - 1):
+    began, elapsed, steady, steady_epochs = time.perf_counter(), 0.0, 0, 0
+    while steady_epochs < epochs - 1 or elapsed < seconds:
         steady += sum(count for count, _ in epoch())
-    elapsed = time.perf_counter() - began
-    assert steady == voxels * (epochs - 1), f"{name} showed {steady} voxels in {epochs - 1} epochs, {voxels} in the first"
+        steady_epochs += 1
+        elapsed = time.perf_counter() - began
+    assert steady == voxels * steady_epochs, f"{name} showed {steady} voxels in {steady_epochs} epochs, {voxels} in the first"
     del epoch  # ends its workers, whose time counts once they have ended
     row = {
         "voxels": voxels,
         "voxels_per_s": steady / elapsed,
+        "steady_epochs": steady_epochs,
         "first_batch_s": first_batch_s,
         "first_epoch_s": first_epoch_s,
         "cpu_ns_per_voxel": 1e9 * (_cpu_s() - cpu) / (voxels + steady),

@@ -64,7 +64,8 @@ def test_the_command_prints_one_object(subjects_folder, monkeypatch, capfd):
     """With three contenders, each in its process; importing MONAI four times over would take a minute."""
     some = ["mri_ds", "mri_ds in training", "nibabel .nii.gz"]
     monkeypatch.setattr(loader, "CONTENDERS", {name: CONTENDERS[name] for name in some})
-    command = ["bench", "loader", "--data", str(subjects_folder), "--patch", "8", "--workers", "1", "--epochs", "2", "--json"]
+    command = ["bench", "loader", "--data", str(subjects_folder), "--patch", "8", "--workers", "1", "--epochs", "2"]
+    command += ["--seconds", "0", "--json"]
     command += ["--subjects", "8"]
     with pytest.raises(SystemExit) as ended:
         main(command)

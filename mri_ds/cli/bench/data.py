@@ -50,6 +50,7 @@ def loader(
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that load.")] = 2,
     epochs: Annotated[int, typer.Option("--epochs", min=2, help="The first fills caches and counts apart.")] = 3,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of all contenders; the median counts.")] = 1,
+    seconds: Annotated[float, typer.Option("--seconds", min=0, help="The other epochs go on for so long at least.")] = 2.0,
     json: Json = False,
 ) -> None:
     """Voxels per second from the disk, beside nibabel, webdataset and MONAI on .nii.gz; full volumes and crops.
@@ -67,6 +68,7 @@ def loader(
             num_workers=workers,
             epochs=epochs,
             rounds=rounds,
+            seconds=seconds,
             progress=report,
         )
     if json:
