@@ -3,7 +3,8 @@
 Out: seconds of a weight update, and of the CPU time in it, for `plain` (one process, two threads, no DeepSpeed) and for two ranks
 of one thread each with ZeRO-3 and with ZeRO-0; what a checkpoint costs; and weak scaling: 1, 2 and 4 ranks with one subject each,
 beside what the machine itself allows, told by matrix products on as many processes at once. All processes live throughout and
-wait while it is not their turn; rounds take turns, medians count, so that a slow minute of the machine slows all alike.
+wait while it is not their turn; rounds take turns, medians count, so that a slow minute of the machine slows all alike. Experts
+are evenly loaded, as training keeps them: with those of a new router one rank would wait for the other's.
 """
 
 import json

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mri_ds.config import RunConfig, TaskConfig, load_config
 from mri_ds.sample import Batch
+from mri_ds.training.expert_load import ExpertLoad
 
 ANSWER = "ANSWER "
 SIDE = 1024  # of the matrices
+SETTLE = 12  # forward passes after which experts are about as evenly loaded as a run's are
+SETTLE_RATE = 0.5  # of the mean score, see ExpertLoad.balance
 TASKS = {
     "tissue": TaskConfig(kind="segmentation", classes=["background", "grey", "white", "fluid"]),
     "lesion": TaskConfig(kind="classification", classes=["none", "some"]),
@@ -71,18 +75,23 @@ def _plain(config: RunConfig, batch: Batch, job: dict[str, Any]) -> Verb:
     from mri_ds.training.engine import build_objective, parameter_groups
 
     objective = build_objective(config)
+    load = ExpertLoad(objective, list(TASKS))
     t = config.training
     groups = parameter_groups(objective, lr=t.lr, weight_decay=t.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=t.betas, fused=True)
 
-    def step() -> None:
+    def forward() -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=job["bf16"]):
-            loss = objective(batch)["loss"]
-        loss.backward()
+            return objective(batch)["loss"]  # type: ignore[no-any-return]
+
+    def step() -> None:
+        forward().backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        load.balance(rate=t.balance_rate)
 
+    _settle(load, forward)
     return step, lambda: None
 
 
@@ -98,10 +107,11 @@ def _on_deepspeed(config: RunConfig, batch: Batch, job: dict[str, Any]) -> Verb:
     raw = ds_config.read(Path(job["ds_config"]), job["ds"])
     resolved = ds_config.resolve(raw, config, world_size=distributed.world_size())
     engine = build_engine(build_objective(config), resolved)
-    window = Window()
+    window, load = Window(), ExpertLoad(engine.module, list(TASKS))
 
     def step() -> None:
         train_step(engine, iter([batch] * engine.gradient_accumulation_steps()), window)
+        load.balance(rate=config.training.balance_rate)
 
     kept: list[Checkpoints] = []
 
@@ -109,7 +119,15 @@ def _on_deepspeed(config: RunConfig, batch: Batch, job: dict[str, Any]) -> Verb:
         kept[:] = kept or [Checkpoints(engine, Path(job["folder"]), config.training)]
         kept[0].save(engine.global_steps, batch=batch, data={}, scalars={})
 
+    _settle(load, lambda: engine(batch))
     return step, save
+
+
+def _settle(load: ExpertLoad, forward: Callable[[], object]) -> None:
+    """New routers send most rows to a few experts, and so to one of the ranks, which a run's first updates put right."""
+    for _ in range(SETTLE):
+        forward()
+        load.balance(rate=SETTLE_RATE)
 
 
 def _products(count: int, bf16: bool) -> None:

@@ -1,5 +1,6 @@
 """The command `parity`: is training the same however it is spread over ranks?"""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,13 +17,17 @@ def parity(
     ranks: Annotated[list[int], typer.Option("--ranks", min=1, max=64, help="How many ranks; may be repeated.")] = [1, 2, 4],  # noqa: B006
     dtype: Annotated[list[str], typer.Option("--dtype", help=f"{' or '.join(DTYPES)}; may be repeated.")] = DTYPES,
     quick: Annotated[bool, typer.Option("--quick", help="One case of each layout instead of every combination.")] = False,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", help="Folder in which cases are kept as they end; the same command goes on.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Compare gradients, gradient norm and ten losses of every layout with one plain PyTorch process.
 
     Layouts are ZeRO stages and expert-parallel sizes, each with and without recomputation and accumulation, with AdamW and SGD.
     Exit code 1 when one differs by more than rounding: 1e-5 in fp32, 2e-2 in bf16. "update" is how far the first update moved
-    the weights; in bf16 the plain process computes each gradient at the weights that the ranks had.
+    the weights; in bf16 the plain process computes each gradient at the weights that the ranks had. All 192 cases take long:
+    with --keep a run that was cut short is taken up where it was, by the same code.
 
     Example: `mri-ds parity --ranks 2 --dtype fp32 --json`
     """
@@ -37,7 +42,7 @@ def parity(
         from mri_ds.training.parity.launch import parity as run_parity
 
         prepare_environment()
-        result = run_parity(ranks, dtype, quick=quick, progress=report)
+        result = run_parity(ranks, dtype, quick=quick, keep=keep, progress=report)
     if json:
         console.print_json(result)
     else:

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from mri_ds.training.gradient_passes import spare_passes
+
 _REDUCE = "_DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads"
 
 
@@ -28,6 +30,7 @@ def spare_resident(engine: Any) -> None:
     if offload.offload_device is None:
         _unhook(engine.module, offload, gather)
         _reduce_alone(optimizer)
+        spare_passes(optimizer)
 
 
 def _add_bias_in_the_product() -> None:

@@ -12,6 +12,7 @@ that are added up, gives others, and float32 at the same weights another again. 
 they are from the first is the rounding (see trace.compare).
 """
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,13 +35,21 @@ KINDS = {"fp32": ["plain", "precise", "single"], "bf16": list(PIECES)}
 
 
 def write_plain_runs(folder: Path, some: Iterable[Case], *, wanted: Callable[[], bool] = lambda: True) -> None:
-    """FOLDER/KIND-OPTIMIZER-DTYPE.pt of every kind that is a run of its own, for what `some` cases are of, while `wanted`."""
+    """FOLDER/KIND-OPTIMIZER-DTYPE.pt of every kind that is a run of its own, for what `some` cases are of, while `wanted`.
+
+    Those that lie there already are left as they are.
+    """
     for optimizer, dtype in sorted({(case.optimizer, case.dtype) for case in some}):
-        plain = _plain_run("plain", optimizer, dtype, wanted)
-        assert min(plain.norms) > cases.CLIP, "every update is to be clipped"
-        plain.save(folder / f"plain-{optimizer}-{dtype}.pt")
-        for kind in KINDS["fp32"][1:] if dtype == "fp32" else []:
-            _plain_run(kind, optimizer, dtype, wanted).save(folder / f"{kind}-{optimizer}-{dtype}.pt")
+        for kind in KINDS["fp32"] if dtype == "fp32" else ["plain"]:
+            path = folder / f"{kind}-{optimizer}-{dtype}.pt"
+            if path.exists():
+                continue
+            run = _plain_run(kind, optimizer, dtype, wanted)
+            if not wanted():
+                return
+            assert kind != "plain" or min(run.norms) > cases.CLIP, "every update is to be clipped"
+            run.save(path.with_suffix(".part"))
+            os.replace(path.with_suffix(".part"), path)
 
 
 def judge(case: Case, run: Trace, folder: Path) -> dict[str, Any]:

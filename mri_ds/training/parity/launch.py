@@ -1,4 +1,8 @@
-"""`mri-ds parity`: for each number of ranks one set of processes that runs all its cases, and beside them the plain runs here."""
+"""`mri-ds parity`: for each number of ranks one set of processes that runs all its cases, and beside them the plain runs here.
+
+What ended lies in a folder, case by case, so that a run that was cut short goes on there: plain runs, ranksN/traceNUMBER.pt of a
+case that ran, and ranksN/rowNUMBER.json once it was judged.
+"""
 
 import functools
 import json
@@ -12,10 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mri_ds.errors import InputError
 from mri_ds.training.parity import case as cases
 from mri_ds.training.parity.case import Case
 from mri_ds.training.parity.judge import judge, write_plain_runs
@@ -28,11 +34,17 @@ Progress = Callable[[int, int], None]
 
 
 def parity(
-    ranks: Sequence[int], dtypes: Sequence[str], *, quick: bool = False, progress: Progress = lambda done, total: None
+    ranks: Sequence[int],
+    dtypes: Sequence[str],
+    *,
+    quick: bool = False,
+    keep: Path | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """{"passed": all of them, "rows": one dict a case, see judge.judge}. `quick` takes one case of each layout.
 
-    A case that did not end has errors of None and "error" with the last line of the rank that failed.
+    `keep` is where the cases that ended are kept, and not run again if they lie there already. A case that did not end has errors
+    of None and "error" with the last line of the rank that failed. Raises InputError where `keep` holds other cases.
     """
     choose = cases.some_cases if quick else cases.all_cases
     todo = {n: choose(n, dtypes) for n in ranks}
@@ -40,12 +52,15 @@ def parity(
     rows: list[dict[str, Any]] = []
     wanted = threading.Event()
     wanted.set()
-    with tempfile.TemporaryDirectory(prefix="mri-ds-parity-") as folder, ThreadPoolExecutor(1) as beside:
+    with ExitStack() as stack:
+        folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mri-ds-parity-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = stack.enter_context(ThreadPoolExecutor(1))
         try:
-            plain = beside.submit(write_plain_runs, Path(folder), every, wanted=wanted.is_set)
+            plain = beside.submit(write_plain_runs, folder, every, wanted=wanted.is_set)
             for n, some in todo.items():
                 told = functools.partial(_tell_after, progress, len(rows), len(every))
-                rows += run_ranks(Path(folder) / f"ranks{n}", some, plain=Path(folder), ready=plain.result, progress=told)
+                rows += run_ranks(folder / f"ranks{n}", some, plain=folder, ready=plain.result, progress=told)
         finally:
             wanted.clear()
     return {"passed": all(row["passed"] for row in rows), "rows": rows}
@@ -64,25 +79,39 @@ def run_ranks(
     ready: Callable[[], object] = lambda: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, Any]]:
-    """Rows of `some` cases, all of one number of ranks, from `python PROGRAM FOLDER` on each rank.
+    """Rows of `some` cases, all of one number of ranks, from `python PROGRAM FOLDER` on each rank, but for those of FOLDER.
 
     `ready` returns once the plain runs lie in the folder `plain`.
     """
-    folder.mkdir(parents=True)
-    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in some]))
-    ended = lambda: len(list(folder.glob("trace*.pt")))  # noqa: E731
-    failure = wait_for_ranks(folder, some[0].ranks, program=program, ended=ended, progress=progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_kept(folder, some)
+    row_of, trace_of = (lambda number: folder / f"row{number}.json"), (lambda number: folder / f"trace{number}.pt")
+    ended = lambda: sum(row_of(n).exists() or trace_of(n).exists() for n in range(len(some)))  # noqa: E731
+    todo = [n for n in range(len(some)) if not (row_of(n).exists() or trace_of(n).exists())]
+    (folder / "todo.json").write_text(json.dumps(todo))
+    failure = wait_for_ranks(folder, some[0].ranks, program=program, ended=ended, progress=progress) if todo else ""
     ready()
     blank = dict.fromkeys(("gradient_error", "gradient_distance", "norm_error", "loss_error", "update_error"))
     rows = []
     for number, case in enumerate(some):
-        trace = folder / f"trace{number}.pt"
+        trace, row = trace_of(number), row_of(number)
         if trace.exists():
-            rows.append(judge(case, Trace.load(trace), plain))
+            (folder / "row.part").write_text(json.dumps(judge(case, Trace.load(trace), plain)))
+            os.replace(folder / "row.part", row)
             trace.unlink()
+        if row.exists():
+            rows.append(json.loads(row.read_text()))
         else:
             rows.append({**asdict(case), **blank, "worst": "", "passed": False, "error": failure})
     return rows
+
+
+def _check_kept(folder: Path, some: Sequence[Case]) -> None:
+    """FOLDER/cases.json tells which case a number stands for."""
+    told, path = json.loads(json.dumps([asdict(case) for case in some])), folder / "cases.json"
+    if path.exists() and json.loads(path.read_text()) != told:
+        raise InputError("other cases were run here", where=str(folder), fix="give the options of that run, or another folder")
+    path.write_text(json.dumps(told))
 
 
 def wait_for_ranks(

@@ -1,7 +1,7 @@
 """One rank of a parity run: `python -m mri_ds.training.parity.rank FOLDER`, with RANK and the like in the environment.
 
-Builds engine after engine in the same process group, each as `mri-ds train` builds its own. Rank 0 leaves what each case of
-FOLDER/cases.json told in FOLDER/traceNUMBER.pt.
+Builds engine after engine in the same process group, each as `mri-ds train` builds its own. Rank 0 leaves what each case told in
+FOLDER/traceNUMBER.pt.
 """
 
 import gc
@@ -29,9 +29,10 @@ TIMEOUT_S = 600.0
 
 
 def run_cases(folder: Path, *, build: Build = build_engine) -> None:
-    """Every case of FOLDER/cases.json. `build` makes the engine, given objective, resolved JSON and nothing else."""
-    for number, raw in enumerate(json.loads((folder / "cases.json").read_text())):
-        trace = run_case(Case(**raw), build=build)
+    """Every case of FOLDER/cases.json that todo.json names. `build` makes the engine from objective and resolved JSON."""
+    every = json.loads((folder / "cases.json").read_text())
+    for number in json.loads((folder / "todo.json").read_text()):
+        trace = run_case(Case(**every[number]), build=build)
         if distributed.rank() == 0:
             trace.save(folder / "trace.part")
             os.replace(folder / "trace.part", folder / f"trace{number}.pt")
