@@ -13,8 +13,10 @@ In: a Run, shards, and how often sets and intervals shall hold the truth.  Out: 
 
 Each task has "scores" too, of which inference/calibration.py makes the bounds of another coverage.
 
-A bound that too few subjects give no ground for is None: nothing is promised. Each subject is predicted three times: for its
-scores, for its probabilities at the temperature found, and as `predict` does, whose volumes and Dice are what is told of.
+Of a patient with several scans the first one counts: a coverage is promised to further patients, and scans of one are no
+independent cases (Dunn et al. 2023: one of each group keeps the promise). A bound that too few subjects give no ground for is
+None: nothing is promised. Each subject is predicted three times: for its scores, for its probabilities at the temperature found,
+and as `predict` does, whose volumes and Dice are what is told of.
 """
 
 import json
@@ -70,29 +72,31 @@ def calibrate(
         raise InputError(f"coverage {coverage}", fix="choose a number between 0 and 1, as 0.9")
     split = split or next((name for name in SPLITS if name in read_manifest(Path(shards)).splits), SPLITS[-1])
     dataset = open_split(run, shards, split)
+    chosen = list({dataset.patient(i): i for i in reversed(range(len(dataset)))}.values())[::-1]
     voxel_tasks = [name for name, task in run.config.tasks.items() if task.kind == "segmentation"]
     num_rounds = 2 if voxel_tasks else 1
 
     def report(rounds: int, done: int) -> None:
         if progress is not None:
-            progress(rounds * len(dataset) + done, num_rounds * len(dataset))
+            progress(rounds * len(chosen) + done, num_rounds * len(chosen))
 
     seen = []
-    for i in range(len(dataset)):
+    for number, i in enumerate(chosen):
         seen.append(_raw(run, dataset, i, voxel_tasks))
-        report(0, i + 1)
+        report(0, number + 1)
     tasks: dict[str, Fitted] = {}
     for name, task in run.config.tasks.items():
         cases = [one[name] for one in seen if name in one]
         tasks[name] = {"kind": task.kind, **FITS[task.kind](task, cases, coverage), "num_subjects": len(cases)}
     rows: dict[str, list[Fitted]] = {name: [] for name in voxel_tasks}
-    for i in range(len(dataset) if voxel_tasks else 0):
+    for number, i in enumerate(chosen if voxel_tasks else []):
         for name, row in _with_probabilities(run, dataset, i, {n: tasks[n]["temperature"] for n in voxel_tasks}).items():
             rows[name].append(row)
-        report(1, i + 1)
+        report(1, number + 1)
     for name in voxel_tasks:
         tasks[name] |= _fit_structures(run.config.tasks[name], rows[name], coverage)
-    ready: Fitted = json_ready({"coverage": coverage, "split": split, "subjects": dataset.subject_ids, "tasks": tasks})
+    subjects = [dataset.subject_ids[i] for i in chosen]
+    ready: Fitted = json_ready({"coverage": coverage, "split": split, "subjects": subjects, "tasks": tasks})
     return ready
 
 

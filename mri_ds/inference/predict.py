@@ -117,8 +117,8 @@ def predict_subjects(
 ) -> Results:
     """Each subject in turn. Of what goes wrong with one its reason is kept; only what stops the program stops the rest.
 
-    ranks: share the windows of every subject; rank 0 writes. progress hears how many of the subjects are done; of a single one,
-    how many of its planes.
+    ranks: share the windows of every subject; rank 0 writes. progress hears of how many subjects all is done or lost; of a
+    single one, of how many of its planes.
     """
     done: list[Told] = []
     skipped: list[str] = []
@@ -139,7 +139,7 @@ def predict_subjects(
             num_bad += isinstance(err, InputError)
             failed[files.subject_id] = str(err) or type(err).__name__
         if progress is not None and inner is None and done:
-            progress(len(done), len(subjects))
+            progress(len(done) + len(failed), len(subjects))
     return Results(done, skipped, failed, all_bad_input=bool(subjects) and num_bad == len(subjects))
 
 

@@ -17,6 +17,7 @@ from mri_ds.data.index import ShardDataset
 from mri_ds.data.layouts import find_dataset
 from mri_ds.data.manifest import read_manifest
 from mri_ds.data.shards import write_shards
+from mri_ds.evaluation.calibrate import calibrate
 from mri_ds.evaluation.compare import compare
 from mri_ds.evaluation.cross_validate import pool
 from mri_ds.evaluation.evaluate import evaluate
@@ -62,11 +63,11 @@ def told(tmp_path_factory):
         data=DataConfig(spacing_mm=(1, 1, 1), patch=SHAPE, clip_percentiles=(0, 100)), tasks=read_manifest(out).tasks
     )
     runs = [Run(SeesCubes(threshold), config, ["T1w"], torch.device("cpu")) for threshold in (1.5, 2.2)]
-    return out, *(evaluate(run, out, split="train") for run in runs)
+    return out, *(evaluate(run, out, split="train") for run in runs), runs[0]
 
 
 def test_the_evaluation_draws_patients_and_says_how_many(told, tmp_path):
-    _, result, _ = told
+    _, result, *_ = told
     num, patients = NUM_PATIENTS - 1, result["patients"]  # one is held out
     assert (
         (result["num_subjects"], result["num_patients"]) == (NUM_SCANS * num, num) == (len(patients), len({*patients.values()}))
@@ -91,7 +92,7 @@ def test_the_evaluation_draws_patients_and_says_how_many(told, tmp_path):
 
 
 def test_folds_are_pooled_by_patient(told, tmp_path):
-    shards, result, _ = told
+    shards, result, *_ = told
     for fold in range(2):  # of a patient's scans all are in one
         chosen = [s for s in result["subjects"] if int(result["patients"][s["subject_id"]][4:]) % 2 == fold]
         names = {s["subject_id"]: result["patients"][s["subject_id"]] for s in chosen}
@@ -105,8 +106,20 @@ def test_folds_are_pooled_by_patient(told, tmp_path):
     assert pooled["tasks"]["cube"]["interval"]["dice"]["cube"] == pytest.approx(mean_interval(values, patients=whose))
 
 
+def test_calibration_looks_at_the_first_scan_of_each_patient(told):
+    shards, result, _, run = told
+    heard = []
+    fitted = calibrate(run, shards, split="train", coverage=0.5, progress=lambda *counts: heard.append(counts))
+    names = ShardDataset(shards, "train").subject_ids
+    firsts = sorted({result["patients"][name]: name for name in reversed(names)}.values(), key=names.index)
+    assert fitted["subjects"] == firsts and len(firsts) == NUM_PATIENTS - 1 and heard[-1] == (10, 10)
+    errors = {s["subject_id"]: abs(s["score"]["truth"] - s["score"]["prediction"]) for s in result["subjects"]}
+    assert fitted["tasks"]["score"]["scores"] == pytest.approx(sorted(errors[name] for name in firsts), rel=1e-5)
+    assert fitted["tasks"]["score"]["half_width"] == fitted["tasks"]["score"]["scores"][2]  # of five: ceil(6 x 0.5)
+
+
 def test_runs_are_compared_by_patient(told):
-    shards, a, b = told
+    shards, a, b, _ = told
     result = compare(a, b)
     row = next(row for row in result["comparisons"] if row["figure"] == "dice")
     assert (row["num_subjects"], row["num_patients"], result["num_patients"]) == (15, 5, 5)
