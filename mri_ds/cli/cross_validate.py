@@ -83,7 +83,9 @@ def _print_comparison(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"{result['num_subjects']} subjects; a positive difference favours B; p by Holm over all rows"
+    from mri_ds.evaluation.table import told_number
+
+    title = f"{told_number(result)}; a positive difference favours B; p by Holm over all rows"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("figure")
     for heading in ("A", "B", "difference [95 %]", "effect", "p", "better"):

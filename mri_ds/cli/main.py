@@ -90,6 +90,7 @@ def describe(
     version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress: results, warnings and errors alone.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show an `error:` line's traceback above it.")] = False,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,  # `deepspeed --module mri_ds` adds it in front
 ) -> None:
     """One network for many MRI tasks: make or shard data, train with DeepSpeed, evaluate, predict.
 

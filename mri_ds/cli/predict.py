@@ -36,6 +36,14 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write every class's probabilities too, as 4-D NIfTI.")
     ] = False,
+    entropy: Annotated[bool, typer.Option("--entropy", help="Write how undecided each voxel is too, 0..1, as NIfTI.")] = False,
+    coverage: Annotated[
+        float | None,
+        typer.Option("--coverage", help="How often sets and intervals shall hold the truth. Default: as calibrated."),
+    ] = None,
+    look_below: Annotated[
+        float, typer.Option("--look-below", min=0, max=1, help="Name structures whose expected Dice is lower at the end.")
+    ] = 0.7,
     tta: Annotated[
         str | None, typer.Option("--tta", metavar="AXES", help="Average over flips: 0 left-right, 1, 2; as 1,2 or none.")
     ] = None,
@@ -53,7 +61,10 @@ def predict(
     one series, or with --series of a whole study; its label maps are written as DICOM SEG too. What is done is skipped. Exit code
     1 when some subjects failed, which are named at the end. Under torchrun or deepspeed the ranks share the work.
 
-    Example: `mri-ds predict --checkpoint runs/first --output predictions --input images/*_T1w.nii.gz`
+    After `mri-ds calibrate` the JSON has intervals of volumes and values, sets of classes and the Dice to be expected of each
+    structure; those of whom little is to be expected are named at the end, to be looked at first.
+
+    Example: `mri-ds predict --checkpoint runs/first --output predictions --entropy --coverage 0.9 --input images/*_T1w.nii.gz`
     """
     console.output_folder(output)
     flip_axes = None if tta is None else _axes(tta)
@@ -64,9 +75,10 @@ def predict(
         from mri_ds.training.shared_windows import Ranks
 
         with Ranks() as ranks:
-            run = load_run(checkpoint, ranks.device if ranks.world_size > 1 else None, flip_axes=flip_axes)
+            device = ranks.device if ranks.world_size > 1 else None
+            run = load_run(checkpoint, device, flip_axes=flip_axes, coverage=coverage)
             chosen = series_of_channels(parse_series(series or []), run.channels)
-            choices = Choices(overlap, keep_small_parts, probabilities, again)
+            choices = Choices(overlap, keep_small_parts, probabilities, entropy, again)
             with console.progress("predict") as report:
                 heard = report if ranks.rank == 0 else None
                 paths = [*inputs, *(more or [])]
@@ -74,7 +86,7 @@ def predict(
             is_first = ranks.rank == 0
     code = _exit_code(results)
     if is_first:
-        _tell(results, code, as_json=json)
+        _tell(results, code, look_below, as_json=json)
     if code:
         raise typer.Exit(code)
 
@@ -114,9 +126,9 @@ def _exit_code(results: "Results") -> int:
     return 2 if results.all_bad_input else 1
 
 
-def _tell(results: "Results", code: int, *, as_json: bool) -> None:
+def _tell(results: "Results", code: int, look_below: float, *, as_json: bool) -> None:
     if as_json and code != 2:
-        console.print_json(results.as_dict())
+        console.print_json({**results.as_dict(), "look_first": results.look_first(look_below)})
     elif code != 2:
         for one in results.subjects:
             print("\n".join(one["files"].values()))
@@ -126,6 +138,10 @@ def _tell(results: "Results", code: int, *, as_json: bool) -> None:
         print(f"note: {line}", file=sys.stderr)
     if results.skipped:
         print(f"note: {len(results.skipped)} done before, skipped; --again predicts them once more", file=sys.stderr)
+    if suspects := results.look_first(look_below):
+        print(f"look at these first, whose expected Dice is below {look_below:g}:", file=sys.stderr)
+    for one in suspects:
+        print(f"  {one['subject_id']}: {one['task']}/{one['class']} {one['dice']:.2f}", file=sys.stderr)
     total = len(results.subjects) + len(results.failed)
     if code == 1 or len(results.failed) > 1:
         print(f"error: {len(results.failed)} of {total} subjects failed", file=sys.stderr)

@@ -8,17 +8,22 @@ In: a Run, shards, and how often sets and intervals shall hold the truth.  Out: 
        "age": {"kind": "regression", "half_width": of the interval, "unit"; "spread" where it tells its own deviation},
        "tissue": {"kind": "segmentation", "temperature", "nll", "volume_ml": {class: {"relative", "offset_ml"}},
                   "region": {"share": 0.95, "threshold": {class: probability}},
-                  "quality": {class: {"intercept", "slope"}}, "quality_rank_correlation": {class: r}}}}
+                  "quality": {class: {"intercept", "slope"}}, "quality_half_width": {class: of the interval of Dice},
+                  "quality_rank_correlation": {class: r}}}}
 
-A bound that too few subjects give no ground for is None: nothing is promised. Each subject is predicted three times: for its
-scores, for its probabilities at the temperature found, and as `predict` does, whose volumes and Dice are what is told of.
+Each task has "scores" too, of which inference/calibration.py makes the bounds of another coverage.
+
+Of a patient with several scans the first one counts: a coverage is promised to further patients, and scans of one are no
+independent cases (Dunn et al. 2023: one of each group keeps the promise). A bound that too few subjects give no ground for is
+None: nothing is promised. Each subject is predicted three times: for its scores, for its probabilities at the temperature found,
+and as `predict` does, whose volumes and Dice are what is told of.
 """
 
 import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +37,9 @@ from mri_ds.errors import InputError
 from mri_ds.evaluation.evaluate import open_split
 from mri_ds.evaluation.figures import json_ready
 from mri_ds.inference import conformal
-from mri_ds.inference.quality import fit_line, soft_dice
+from mri_ds.inference.calibration import Calibration, TaskCalibration
+from mri_ds.inference.expected import structure_scores
+from mri_ds.inference.quality import fit_line, line_errors
 from mri_ds.inference.run import Run
 from mri_ds.inference.subject import LabelMap, predict_sample
 from mri_ds.inference.temperature import fit_spread, fit_temperature, nll
@@ -65,29 +72,31 @@ def calibrate(
         raise InputError(f"coverage {coverage}", fix="choose a number between 0 and 1, as 0.9")
     split = split or next((name for name in SPLITS if name in read_manifest(Path(shards)).splits), SPLITS[-1])
     dataset = open_split(run, shards, split)
+    chosen = list({dataset.patient(i): i for i in reversed(range(len(dataset)))}.values())[::-1]
     voxel_tasks = [name for name, task in run.config.tasks.items() if task.kind == "segmentation"]
     num_rounds = 2 if voxel_tasks else 1
 
     def report(rounds: int, done: int) -> None:
         if progress is not None:
-            progress(rounds * len(dataset) + done, num_rounds * len(dataset))
+            progress(rounds * len(chosen) + done, num_rounds * len(chosen))
 
     seen = []
-    for i in range(len(dataset)):
+    for number, i in enumerate(chosen):
         seen.append(_raw(run, dataset, i, voxel_tasks))
-        report(0, i + 1)
+        report(0, number + 1)
     tasks: dict[str, Fitted] = {}
     for name, task in run.config.tasks.items():
         cases = [one[name] for one in seen if name in one]
         tasks[name] = {"kind": task.kind, **FITS[task.kind](task, cases, coverage), "num_subjects": len(cases)}
     rows: dict[str, list[Fitted]] = {name: [] for name in voxel_tasks}
-    for i in range(len(dataset) if voxel_tasks else 0):
+    for number, i in enumerate(chosen if voxel_tasks else []):
         for name, row in _with_probabilities(run, dataset, i, {n: tasks[n]["temperature"] for n in voxel_tasks}).items():
             rows[name].append(row)
-        report(1, i + 1)
+        report(1, number + 1)
     for name in voxel_tasks:
         tasks[name] |= _fit_structures(run.config.tasks[name], rows[name], coverage)
-    ready: Fitted = json_ready({"coverage": coverage, "split": split, "subjects": dataset.subject_ids, "tasks": tasks})
+    subjects = [dataset.subject_ids[i] for i in chosen]
+    ready: Fitted = json_ready({"coverage": coverage, "split": split, "subjects": subjects, "tasks": tasks})
     return ready
 
 
@@ -146,7 +155,8 @@ def _with_probabilities(run: Run, dataset: ShardDataset, index: int, temperature
     """Per labelled segmentation, each a list over the classes but 0: soft Dice, Dice, volumes in mL, scores of regions."""
     sample = dataset.read(index)
     outputs, targets, _ = network_outputs(run, sample)
-    predictions = predict_sample(run, sample)
+    softened = Calibration(tasks={name: TaskCalibration(temperature=one) for name, one in temperatures.items()})
+    predictions = predict_sample(replace(run, calibration=softened), sample, quality=True)
     voxel_ml = float(np.prod(sample["spacing_mm"])) / 1000
     rows: dict[str, Fitted] = {}
     for name, temperature in temperatures.items():
@@ -154,11 +164,12 @@ def _with_probabilities(run: Run, dataset: ShardDataset, index: int, temperature
             continue
         task, prediction = run.config.tasks[name], predictions[name]
         assert isinstance(prediction, LabelMap)
+        assert prediction.sums is not None
         p = probabilities(outputs[name][0], temperature)
         numbers = range(1, len(task.classes))
         own, truth = prediction.labels, sample["targets"][name]
         rows[name] = {
-            "soft": soft_dice(p, p.argmax(axis=0), is_always_present=[share == 1 for share in task.class_presence]),
+            "soft": structure_scores(prediction.sums, task),
             "dice": [dice(truth == k, own == k) for k in numbers],
             "truth_ml": [float((truth == k).sum()) * voxel_ml for k in numbers],
             "prediction_ml": [float((own == k).sum()) * voxel_ml for k in numbers],
@@ -178,22 +189,25 @@ def _fit_classes(task: TaskConfig, cases: list[tuple[Any, ...]], coverage: float
     logits = np.concatenate([z for z, _ in cases]) if cases else np.zeros((0, len(task.classes)))
     truth = np.concatenate([y for _, y in cases]) if cases else np.zeros(0, dtype=np.int64)
     temperature = fit_temperature(logits, truth)
+    shares = _softmax(logits / temperature)
     return {
         "temperature": temperature,
-        "threshold": conformal.class_threshold(_softmax(logits / temperature), truth, coverage),
+        "threshold": conformal.class_threshold(shares, truth, coverage),
+        "scores": sorted(shares[np.arange(len(truth)), truth].tolist()),
         "nll": {"before": nll(logits, truth), "after": nll(logits, truth, temperature)},
     }
 
 
 def _fit_voxels(task: TaskConfig, cases: list[tuple[Any, ...]], coverage: float) -> Fitted:
     fitted = _fit_classes(task, cases, coverage)
-    del fitted["threshold"]  # voxels of one subject are no independent cases
+    del fitted["threshold"], fitted["scores"]  # voxels of one subject are no independent cases
     return fitted
 
 
 def _fit_values(task: TaskConfig, cases: list[tuple[Any, ...]], coverage: float) -> Fitted:
     table = np.array(cases, dtype=np.float64).reshape(-1, 3)
     fitted: Fitted = {"half_width": conformal.half_width(table[:, 1], table[:, 0], coverage), "unit": task.unit}
+    fitted["scores"] = sorted(np.abs(table[:, 1] - table[:, 0]).tolist())
     if len(table) and np.isfinite(table[:, 2]).all():
         fitted["spread"] = fit_spread(table[:, 0] - table[:, 1], table[:, 2])
     return fitted
@@ -209,14 +223,20 @@ FITS: dict[str, Callable[[TaskConfig, list[tuple[Any, ...]], float], Fitted]] = 
 def _fit_structures(task: TaskConfig, rows: list[Fitted], coverage: float) -> Fitted:
     """A subject without a structure counts for its volume, where 0 mL is right, and for nothing else."""
     fitted: Fitted = {"volume_ml": {}, "region": {"share": REGION_SHARE, "threshold": {}}, "quality": {}}
-    fitted["quality_rank_correlation"] = {}
+    fitted |= {"quality_half_width": {}, "quality_rank_correlation": {}, "scores": {"volume_ml": {}, "quality": {}}}
     for k, label in enumerate(task.classes[1:]):
         column = {key: np.array([row[key][k] for row in rows], dtype=np.float64) for key in rows[0]} if rows else _nothing()
         relative, offset_ml = conformal.volume_scale(column["truth_ml"], column["prediction_ml"], coverage)
         fitted["volume_ml"][label] = {"relative": relative, "offset_ml": offset_ml}
+        fitted["scores"]["volume_ml"][label] = sorted(
+            (np.abs(column["truth_ml"] - column["prediction_ml"]) / (column["prediction_ml"] + offset_ml)).tolist()
+        )
         scores = column["region"][np.isfinite(column["region"])]
         fitted["region"]["threshold"][label] = conformal.region_threshold(scores, coverage)
         fitted["quality"][label] = asdict(fit_line(column["soft"], column["dice"]))
+        errors = line_errors(column["soft"], column["dice"])
+        fitted["quality_half_width"][label] = conformal.quantile(errors, coverage)
+        fitted["scores"]["quality"][label] = sorted(errors.tolist())
         fitted["quality_rank_correlation"][label] = _rank_correlation(column["soft"], column["dice"])
     return fitted
 

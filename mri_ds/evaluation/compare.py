@@ -4,16 +4,21 @@ Axes: N subjects that both have predicted.
 In: two evaluations (the dictionaries of `evaluate` or `cross_validate`, or where they lie).  Out: one row per figure:
 
     {"task", "class", "figure", "a", "b": means, "difference": positive where B is better, "interval": of it, 95 %,
-     "effect", "effect_interval", "effect_kind", "test", "p", "p_holm", "better": "A", "B" or "", "p_permutation", "num_subjects"}
+     "effect", "effect_interval", "effect_kind", "test", "p", "p_holm", "better": "A", "B" or "", "p_permutation", "num_subjects",
+     "num_patients"}
 
 dice, hd95_mm and absolute_error: Wilcoxon's signed ranks, and beside it a permutation test of the mean; accuracy: McNemar; auc
 (one class against the rest): DeLong. One Holm correction over all rows; "better" is what remains below alpha.
 A mask that is empty in truth and prediction has no Dice: where the other run saw something, it counts as the perfect one it is
 (1, and 0 mm), so that the other's false alarm stays in; where both saw nothing, the subject is left out of that row and counted.
+
+Several scans of one patient are no independent subjects. Means and their differences are over scans; intervals draw patients,
+each with all scans; Wilcoxon ranks the patients' mean differences; permutations, and McNemar where scans repeat, flip a whole
+patient's sign; DeLong's variance is Obuchowski's for clusters. Where each patient has one scan, nothing changes.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,28 +49,32 @@ def compare(
 ) -> Figures:
     """Raises InputError for fewer than two common subjects, no common task, or truths that differ."""
     pairs, notes = _pairs(a, b)
+    patients = _patients(a, b, [x["subject_id"] for x, _ in pairs])
     rows: list[Figures] = []
     common = [name for name in a["tasks"] if name in b["tasks"] and a["tasks"][name]["kind"] == b["tasks"][name]["kind"]]
     if not common:
         raise InputError("the two runs have no task in common", fix="compare runs that learned the same")
     for name in common:
         both = [(x[name], y[name]) for x, y in pairs if name in x and name in y]
+        whose = [patient for (x, y), patient in zip(pairs, patients) if name in x and name in y]
         if len(both) < MIN_SUBJECTS:
             notes.append(f"{name}: {len(both)} subjects have a label: left out")
             continue
         _check_truths(name, both)
         kind = a["tasks"][name]["kind"]
         made = {"segmentation": _segmentation, "classification": _classification, "regression": _regression}[kind](
-            both, notes, name
+            both, notes, name, whose
         )
-        for row, differences in made:
+        for row, differences, of in made:
             if differences is not None:
-                row |= _of_differences(differences, seed, num_resamples, num_permutations)
+                row |= _of_differences(differences, of, seed, num_resamples, num_permutations)
+            row |= {"num_patients": len(set(of))}
             rows.append({"task": name, **row})
     for row, p in zip(rows, paired.holm([row["p"] for row in rows])):
         row["p_holm"] = p
         row["better"] = ("B" if row["difference"] > 0 else "A") if p <= alpha else ""
-    return {"alpha": alpha, "num_subjects": len(pairs), "comparisons": rows, "notes": notes}
+    counts = {"num_subjects": len(pairs), "num_patients": len(set(patients))}
+    return {"alpha": alpha, **counts, "comparisons": rows, "notes": notes}
 
 
 def read_evaluation(where: str | Path) -> Figures:
@@ -96,6 +105,15 @@ def _pairs(a: Figures, b: Figures) -> tuple[list[tuple[Figures, Figures]], list[
     return pairs, [f"{alone} subjects were predicted by one run only: left out"] if alone else []
 
 
+def _patients(a: Figures, b: Figures, names: Sequence[str]) -> list[str]:
+    """Whose scan each subject is; of evaluations that do not say, each its own."""
+    known = [{name: one.get("patients", {}).get(name, name) for name in names} for one in (a, b)]
+    own = known[0] if "patients" in a else known[1]
+    if "patients" in a and "patients" in b and known[0] != known[1]:
+        raise InputError("the two runs say differently which scans are of one patient", fix="evaluate both on the same shards")
+    return [own[name] for name in names]
+
+
 def _check_truths(name: str, both: list[tuple[Figures, Figures]]) -> None:
     for x, y in both:
         truths = [_numbers(figures["truth_ml"] if "truth_ml" in figures else figures["truth"]) for figures in (x, y)]
@@ -115,32 +133,34 @@ def _same(x: Any, y: Any) -> bool:
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------
 
-Row = tuple[Figures, np.ndarray | None]  # without differences, its test is in it already
+Row = tuple[Figures, np.ndarray | None, list[str]]  # without differences, its test is in it already; whose each subject is
 
 
-def _segmentation(both: list[tuple[Figures, Figures]], notes: list[str], name: str) -> Iterator[Row]:
+def _segmentation(both: list[tuple[Figures, Figures]], notes: list[str], name: str, patients: list[str]) -> Iterator[Row]:
     for figure, (sign, rightly_empty) in VOXEL_FIGURES.items():
         for label in both[0][0].get(figure, {}):
             values = [(x[figure][label], y[figure][label]) for x, y in both]
-            told = [(x, y) for x, y in values if x is not None or y is not None]
+            is_told = [x is not None or y is not None for x, y in values]
+            told = [pair for pair, there in zip(values, is_told) if there]
+            whose = [patient for patient, there in zip(patients, is_told) if there]
             if len(told) < len(values) and figure == "dice":
                 notes.append(f"{name} {label}: {len(values) - len(told)} subjects without it, and rightly so in both: left out")
             if len(told) < MIN_SUBJECTS:
                 continue
             table = np.array([[rightly_empty if v is None else v for v in pair] for pair in told], dtype=np.float64)
             row = {"class": label, "figure": figure, "a": float(table[:, 0].mean()), "b": float(table[:, 1].mean())}
-            yield row, sign * (table[:, 1] - table[:, 0])
+            yield row, sign * (table[:, 1] - table[:, 0]), whose
 
 
-def _regression(both: list[tuple[Figures, Figures]], notes: list[str], name: str) -> Iterator[Row]:
+def _regression(both: list[tuple[Figures, Figures]], notes: list[str], name: str, patients: list[str]) -> Iterator[Row]:
     errors = np.array([[abs(v["prediction"] - v["truth"]) for v in pair] for pair in both])
     row = {"class": "", "figure": "absolute_error", "a": float(errors[:, 0].mean()), "b": float(errors[:, 1].mean())}
-    yield row, errors[:, 0] - errors[:, 1]
+    yield row, errors[:, 0] - errors[:, 1], patients
 
 
-def _classification(both: list[tuple[Figures, Figures]], notes: list[str], name: str) -> Iterator[Row]:
+def _classification(both: list[tuple[Figures, Figures]], notes: list[str], name: str, patients: list[str]) -> Iterator[Row]:
     right = np.array([[v["prediction"] == v["truth"] for v in pair] for pair in both])
-    effect, low, high = paired.mcnemar_effect(right[:, 0], right[:, 1])
+    effect, low, high = paired.mcnemar_effect(right[:, 0], right[:, 1], patients)
     difference = right[:, 1].astype(float) - right[:, 0]
     yield (
         {
@@ -149,24 +169,26 @@ def _classification(both: list[tuple[Figures, Figures]], notes: list[str], name:
             "a": float(right[:, 0].mean()),
             "b": float(right[:, 1].mean()),
             "difference": float(difference.mean()),
-            "interval": paired.mean_interval(difference),
+            "interval": paired.mean_interval(difference, patients),
             "effect": effect,
             "effect_interval": (low, high),
             "effect_kind": "Cohen's g",
-            "test": "McNemar",
-            "p": paired.mcnemar_p(right[:, 0], right[:, 1]),
+            "test": "McNemar" if len(set(patients)) == len(patients) else "McNemar by patient",
+            "p": paired.mcnemar_p(right[:, 0], right[:, 1], patients),
             "num_subjects": len(both),
         },
         None,
+        patients,
     )
     classes = list(both[0][0]["probabilities"])
     for label in classes[1:] if len(classes) == 2 else classes:  # of two classes one area says all
         truth = np.array([x["truth"] == label for x, _ in both])
-        if min(truth.sum(), (~truth).sum()) < 2:
+        num_patients = [len({patient for patient, is_it in zip(patients, kind) if is_it}) for kind in (truth, ~truth)]
+        if min(num_patients) < 2:
             notes.append(f"{name} {label}: {truth.sum()} of {len(truth)} subjects: no ROC curve to compare")
             continue
         scores = np.array([[v["probabilities"][label] for v in pair] for pair in both])
-        found = delong(truth, scores[:, 0], scores[:, 1])
+        found = delong(truth, scores[:, 0], scores[:, 1], patients)
         yield (
             {
                 "class": label,
@@ -183,19 +205,24 @@ def _classification(both: list[tuple[Figures, Figures]], notes: list[str], name:
                 "num_subjects": len(both),
             },
             None,
+            patients,
         )
 
 
-def _of_differences(differences: np.ndarray, seed: int, num_resamples: int, num_permutations: int) -> Figures:
+def _of_differences(
+    differences: np.ndarray, patients: list[str], seed: int, num_resamples: int, num_permutations: int
+) -> Figures:
     how = {"num_resamples": num_resamples, "seed": seed}
+    sums, num_scans = paired.of_patients(differences, patients)
+    means = sums / num_scans
     return {
         "difference": float(differences.mean()),
-        "interval": paired.mean_interval(differences, **how),
-        "effect": paired.rank_biserial(differences),
-        "effect_interval": paired.rank_biserial_interval(differences, **how),
+        "interval": paired.mean_interval(differences, patients, **how),
+        "effect": paired.rank_biserial(means),
+        "effect_interval": paired.rank_biserial_interval(means, **how),
         "effect_kind": "rank-biserial correlation",
         "test": "Wilcoxon",
-        "p": paired.wilcoxon_p(differences),
-        "p_permutation": paired.sign_flip_p(differences, num_permutations=num_permutations, seed=seed),
+        "p": paired.wilcoxon_p(means),
+        "p_permutation": paired.sign_flip_p(sums, num_permutations=num_permutations, seed=seed),
         "num_subjects": len(differences),
     }

@@ -118,10 +118,13 @@ def pool(out: Path, manifest: Manifest, summaries: Mapping[str, Summary]) -> Fig
         return {"tasks": {}, "subjects": [], "num_subjects": 0, "folds": []}
     names = next(iter(told.values()))["tasks"]
     known = with_statistics(manifest.tasks, [summaries[subject] for subject in sorted(summaries)])
+    patients = {subject: patient for fold in sorted(told) for subject, patient in told[fold].get("patients", {}).items()}
+    whose = [patients.get(subject["subject_id"], subject["subject_id"]) for subject in subjects]
     tasks = {}
     for name in names:
-        rows = [_with_nan(subject[name]) for subject in subjects if name in subject]
-        tasks[name] = summarize(manifest.tasks[name], known[name], rows, ignore=names[name].get("ignore", ""))
+        chosen = [(_with_nan(subject[name]), patient) for subject, patient in zip(subjects, whose) if name in subject]
+        rows, of = [row for row, _ in chosen], [patient for _, patient in chosen]
+        tasks[name] = summarize(manifest.tasks[name], known[name], rows, ignore=names[name].get("ignore", ""), patients=of)
     folds = [
         {
             "fold": fold,
@@ -131,7 +134,8 @@ def pool(out: Path, manifest: Manifest, summaries: Mapping[str, Summary]) -> Fig
         }
         for fold in sorted(told)
     ]
-    ready: Figures = json_ready({"tasks": tasks, "subjects": subjects, "num_subjects": len(subjects), "folds": folds})
+    counts = {"num_subjects": len(subjects), "patients": patients, "num_patients": len(set(whose))}
+    ready: Figures = json_ready({"tasks": tasks, "subjects": subjects, **counts, "folds": folds})
     return ready
 
 

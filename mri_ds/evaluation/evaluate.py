@@ -11,9 +11,12 @@ In: a Run and a folder of shards.  Out: plain dictionaries for JSON; what is not
                "age": {"kind": "regression", each of figures.REGRESSION, "mae_constant", "unit", "num_scored"}},
      "strata": {"site": {level: {"num_subjects", "tasks": as above}}}, "strata_of_subjects": {subject_id: {stratum: level}},
      "agreement": {task: [{"a", "b", "num_subjects", "figures", "interval"}]}, see readers.py,
-     "subjects": [{"subject_id", task: {...}}], "num_subjects": n, "split", "tolerance_mm"}
+     "subjects": [{"subject_id", task: {...}}], "num_subjects": n, "patients": {subject_id: whose scan it is}, "num_patients",
+     "split", "tolerance_mm"}
 
-Every task has "constant", its figures as the constant predictor has them, and "interval", of the same shape, [low, high] of 95 %.
+A subject is a scan; several may be of one patient, and then intervals are those of as many patients (metrics/statistics.py).
+Every task has "num_patients", "constant", its figures as the constant predictor has them, and "interval", of the same shape,
+[low, high] of 95 %.
 Means are over the subjects whose figure is defined; how empty masks count is said in metrics/overlap.py and metrics/surface.py.
 """
 
@@ -54,6 +57,7 @@ def evaluate(
     check_readers(readers, run.config.tasks, dataset.tasks, str(shards))
     subjects: list[Figures] = []
     pairs: dict[str, list[Any]] = defaultdict(list)
+    patients = [dataset.patient(i) for i in range(len(dataset))]
     ignored = {name: run.config.loss.of(name).ignore for name in run.config.tasks}
     for i in range(len(dataset)):
         sample = dataset.read(i)
@@ -70,20 +74,30 @@ def evaluate(
             progress(i + 1, len(dataset))
 
     def summary(name: str, chosen: Sequence[int], **options: Any) -> Figures | None:
-        scored = [subjects[i][name] for i in chosen if name in subjects[i]]
+        labelled = [i for i in chosen if name in subjects[i]]
+        scored, whose = [subjects[i][name] for i in labelled], [patients[i] for i in labelled]
         task, trained = run.config.tasks[name], dataset.manifest.tasks[name]
-        return summarize(task, trained, scored, ignore=ignored[name], **options) if scored or not options else None
+        if not scored and options:
+            return None
+        return summarize(task, trained, scored, ignore=ignored[name], patients=whose, **options)
 
     levels = [strata_of_subject(dataset, i) for i in range(len(dataset))]
     names = list(run.config.tasks)
     return json_ready(
         {
             "tasks": {name: summary(name, range(len(subjects))) for name in names},
-            "strata": by_stratum(levels, names, lambda name, group: summary(name, group, num_resamples=NUM_RESAMPLES)),
+            "strata": by_stratum(
+                levels, names, lambda name, group: summary(name, group, num_resamples=NUM_RESAMPLES), patients=patients
+            ),
             "strata_of_subjects": {subject["subject_id"]: level for subject, level in zip(subjects, levels)},
-            "agreement": {name: agreement(run.config.tasks[name], found, ignore=ignored[name]) for name, found in pairs.items()},
+            "agreement": {
+                name: agreement(run.config.tasks[name], found, ignore=ignored[name], patients=patients)
+                for name, found in pairs.items()
+            },
             "subjects": subjects,
             "num_subjects": len(subjects),
+            "patients": {subject["subject_id"]: patient for subject, patient in zip(subjects, patients)},
+            "num_patients": len(set(patients)),
             "split": split,
             "tolerance_mm": tolerance_mm,
         }

@@ -29,7 +29,7 @@ from mri_ds.metrics.classification import (
 from mri_ds.metrics.lesions import lesion_f1
 from mri_ds.metrics.overlap import figures_of_counts, overlap_figures, without_ignored
 from mri_ds.metrics.regression import bland_altman, mae, pearson_r, r_squared, rmse
-from mri_ds.metrics.statistics import NUM_RESAMPLES, bootstrap_intervals, mean_interval
+from mri_ds.metrics.statistics import NUM_RESAMPLES, Patients, bootstrap_intervals, mean_interval
 from mri_ds.metrics.surface import DISTANCES, SHARES, diagonal_mm, surface_figures
 
 Figures = dict[str, Any]
@@ -54,18 +54,30 @@ def score_subject(
 
 
 def summarize(
-    task: TaskConfig, trained: TaskConfig, scored: list[Figures], *, ignore: str = "", num_resamples: int = NUM_RESAMPLES
+    task: TaskConfig,
+    trained: TaskConfig,
+    scored: list[Figures],
+    *,
+    ignore: str = "",
+    num_resamples: int = NUM_RESAMPLES,
+    patients: Patients | None = None,
 ) -> Figures:
     """One task over the subjects that have its label; `trained` carries the training subjects' class_prior or mean.
 
     "interval" has the shape of the figures, each [low, high] of 95 %: subjects drawn anew `num_resamples` times, see
-    metrics/statistics.py.
+    metrics/statistics.py. patients: whose each subject is; those of one patient are drawn together.
     """
+    how: dict[str, Any] = {"num_resamples": num_resamples, "patients": patients}
+    num_patients = len(scored) if patients is None else len(set(patients))
+    return _summarize(task, trained, scored, ignore, how) | {"num_patients": num_patients}
+
+
+def _summarize(task: TaskConfig, trained: TaskConfig, scored: list[Figures], ignore: str, how: dict[str, Any]) -> Figures:
     if task.kind == "segmentation":
-        return _summarize_segmentation(scored_classes(task, ignore), scored, ignore, num_resamples)
+        return _summarize_segmentation(scored_classes(task, ignore), scored, ignore, how)
     if task.kind == "classification":
-        return _summarize_classification(task.classes, trained.class_prior, scored, num_resamples)
-    return _summarize_regression(task.unit, trained.mean, scored, num_resamples)
+        return _summarize_classification(task.classes, trained.class_prior, scored, how)
+    return _summarize_regression(task.unit, trained.mean, scored, how)
 
 
 def scored_classes(task: TaskConfig, ignore: str = "") -> list[str]:
@@ -116,7 +128,7 @@ def _constant_predictor(size: int, num_voxels: int, largest_mm: float) -> dict[s
     return found | dict.fromkeys((*SHARES, "lesion_f1"), 0.0 if size else math.nan)
 
 
-def _summarize_segmentation(classes: list[str], scored: list[Figures], ignore: str, num_resamples: int) -> Figures:
+def _summarize_segmentation(classes: list[str], scored: list[Figures], ignore: str, how: dict[str, Any]) -> Figures:
     figures: Figures = {"kind": "segmentation", "dice_mean": math.nan}
     constant, interval, num_defined = dict[str, Any](), dict[str, Any](), dict[str, Any]()
     for key in BY_CLASS:
@@ -124,8 +136,8 @@ def _summarize_segmentation(classes: list[str], scored: list[Figures], ignore: s
         figures[key] = {name: _mean(table[:, k]) for k, name in enumerate(classes)}
         num_defined[key] = {name: int((~np.isnan(table[:, k])).sum()) for k, name in enumerate(classes)}
         constant[key] = {name: _mean(subject["constant"][key][name] for subject in scored) for name in classes}
-        interval[key] = {name: mean_interval(table[:, k], num_resamples=num_resamples) for k, name in enumerate(classes)}
-        interval.setdefault("mean", {})[key] = mean_interval(table, num_resamples=num_resamples)
+        interval[key] = {name: mean_interval(table[:, k], **how) for k, name in enumerate(classes)}
+        interval.setdefault("mean", {})[key] = mean_interval(table, **how)
     figures |= {"num_scored": {}, "num_missed": {}, "num_false_alarm": {}, "num_empty": {}, "num_defined": num_defined}
     for name in classes:
         found = [(subject["truth_ml"][name] > 0, subject["prediction_ml"][name] > 0) for subject in scored]
@@ -143,7 +155,7 @@ def _summarize_segmentation(classes: list[str], scored: list[Figures], ignore: s
 # ---- classification --------------------------------------------------------------------------------------------------
 
 
-def _summarize_classification(classes: list[str], prior: list[float], scored: list[Figures], num_resamples: int) -> Figures:
+def _summarize_classification(classes: list[str], prior: list[float], scored: list[Figures], how: dict[str, Any]) -> Figures:
     truth = np.array([classes.index(subject["truth"]) for subject in scored], dtype=np.int64)
     probabilities = np.array([[subject["probabilities"][name] for name in classes] for subject in scored])
     probabilities = probabilities.reshape(-1, len(classes))
@@ -155,7 +167,7 @@ def _summarize_classification(classes: list[str], prior: list[float], scored: li
         overall, rows = _classification_figures(truth[chosen], probabilities[chosen])
         return np.array([*overall.values(), *(value for row in rows for value in row.values())])
 
-    intervals = iter(bootstrap_intervals(flat, len(scored), num_resamples=num_resamples))
+    intervals = iter(bootstrap_intervals(flat, len(scored), **how))
     interval: Figures = {key: next(intervals) for key in CLASSIFICATION}
     interval["by_class"] = {name: {key: next(intervals) for key in ONE_AGAINST_REST} for name in classes}
     confusion = confusion_matrix(truth, probabilities.argmax(axis=1), len(classes))
@@ -200,7 +212,7 @@ def _classification_figures(truth: np.ndarray, probabilities: np.ndarray) -> tup
 # ---- regression ------------------------------------------------------------------------------------------------------
 
 
-def _summarize_regression(unit: str, mean: float, scored: list[Figures], num_resamples: int) -> Figures:
+def _summarize_regression(unit: str, mean: float, scored: list[Figures], how: dict[str, Any]) -> Figures:
     truth = np.array([subject["truth"] for subject in scored], dtype=np.float64)
     predicted = np.array([subject["prediction"] for subject in scored], dtype=np.float64)
     constant = np.full_like(truth, mean)
@@ -208,7 +220,7 @@ def _summarize_regression(unit: str, mean: float, scored: list[Figures], num_res
     intervals = bootstrap_intervals(
         lambda chosen: np.array(list(regression_figures(truth[chosen], predicted[chosen]).values())),
         len(scored),
-        num_resamples=num_resamples,
+        **how,
     )
     counts = {"mae_constant": beside["mae"], "unit": unit, "num_scored": len(scored)}
     interval = dict(zip(REGRESSION, intervals))

@@ -3,7 +3,7 @@
 In: evaluate's dictionary.  Out: files in one folder, each moved into place whole.
 
     evaluation.json  all of it
-    subjects.csv     a row per subject, task and class: every figure, truth and prediction, and the subject's strata
+    subjects.csv     a row per subject, task and class: every figure, truth and prediction; whose scan it is, and its strata
     tasks.csv        a row per task and figure: value, interval, the constant predictor's, number of subjects
     classes.csv      the same per class, with how many were missed, false alarms and empty
     strata.csv       tasks.csv for each group of subjects
@@ -24,12 +24,13 @@ from mri_ds.evaluation.strata import STRATA
 
 Row = dict[str, Any]
 FIGURE = ("figure", "value", "low", "high", "constant", "num_subjects")
+VALUES = ("truth", "prediction")
 COUNTS = ("num_missed", "num_false_alarm", "num_empty")
 HEADINGS = {
-    "subjects": ("subject_id", *STRATA, "task", "class", "truth", "prediction", "truth_ml", "prediction_ml", *BY_CLASS),
-    "tasks": ("task", "kind", *FIGURE),
+    "subjects": ("subject_id", "patient", *STRATA, "task", "class", *VALUES, "truth_ml", "prediction_ml", *BY_CLASS),
+    "tasks": ("task", "kind", *FIGURE, "num_patients"),
     "classes": ("task", "kind", "class", *FIGURE, *COUNTS),
-    "strata": ("stratum", "level", "task", "kind", *FIGURE),
+    "strata": ("stratum", "level", "task", "kind", *FIGURE, "num_patients"),
     "agreement": ("task", "a", "b", "class", "figure", "value", "low", "high", "num_subjects"),
 }
 
@@ -53,7 +54,8 @@ def write_files(result: dict[str, Any], folder: Path) -> dict[str, str]:
 
 def _subjects(result: dict[str, Any]) -> Iterator[Row]:
     for subject in result["subjects"]:
-        who = {"subject_id": subject["subject_id"], **result["strata_of_subjects"].get(subject["subject_id"], {})}
+        name = subject["subject_id"]
+        who = {"subject_id": name, "patient": result["patients"][name], **result["strata_of_subjects"].get(name, {})}
         for task, summary in result["tasks"].items():
             if task not in subject:
                 continue
@@ -61,14 +63,14 @@ def _subjects(result: dict[str, Any]) -> Iterator[Row]:
             if summary["kind"] != "segmentation":
                 yield {**who, "task": task, "truth": own["truth"], "prediction": own["prediction"]}
                 continue
-            for name in own["dice"]:
-                figures = {key: own[key][name] for key in (*BY_CLASS, "truth_ml", "prediction_ml")}
-                yield {**who, "task": task, "class": name, **figures}
+            for label in own["dice"]:
+                figures = {key: own[key][label] for key in (*BY_CLASS, "truth_ml", "prediction_ml")}
+                yield {**who, "task": task, "class": label, **figures}
 
 
 def _tasks(tasks: dict[str, Any]) -> Iterator[Row]:
     for name, task in tasks.items():
-        common = {"task": name, "kind": task["kind"]}
+        common = {"task": name, "kind": task["kind"], "num_patients": task["num_patients"]}
         if task["kind"] == "segmentation":  # means over the classes
             for key in BY_CLASS:
                 found = (task["mean"][key], task["interval"]["mean"][key], task["constant"]["mean"][key])

@@ -18,7 +18,7 @@ from mri_ds.errors import InputError
 from mri_ds.evaluation.figures import Figures, regression_figures, score_subject, scored_classes
 from mri_ds.inference.subject import ClassScores, LabelMap, Prediction
 from mri_ds.metrics.classification import cohens_kappa
-from mri_ds.metrics.statistics import bootstrap_intervals, mean_interval
+from mri_ds.metrics.statistics import Patients, bootstrap_intervals, mean_interval
 
 MODEL = "model"
 BY_CLASS = ("dice", "hd95_mm", "assd_mm", "surface_dice")
@@ -65,13 +65,20 @@ def compare_pairs(
     return pairs
 
 
-def agreement(task: TaskConfig, pairs: Sequence[Mapping[tuple[str, str], Any]], *, ignore: str = "") -> list[Figures]:
-    """Over all subjects: a row {"a", "b", "num_subjects", "figures", "interval"} for each pair, on the subjects both have."""
+def agreement(
+    task: TaskConfig, pairs: Sequence[Mapping[tuple[str, str], Any]], *, ignore: str = "", patients: Patients | None = None
+) -> list[Figures]:
+    """Over all subjects: a row {"a", "b", "num_subjects", "figures", "interval"} for each pair, on the subjects both have.
+
+    patients: whose each subject is; those of one patient are drawn together for the intervals.
+    """
     names = list(dict.fromkeys(pair for subject in pairs for pair in subject))
     rows = []
     for pair in names:
         both = [subject[pair] for subject in pairs if pair in subject]
-        figures, interval = _by_class(task, both, ignore) if task.kind == "segmentation" else _of_values(task, both)
+        whose = [patients[i] for i, subject in enumerate(pairs) if pair in subject] if patients is not None else None
+        is_map = task.kind == "segmentation"
+        figures, interval = _by_class(task, both, ignore, whose) if is_map else _of_values(task, both, whose)
         rows.append({"a": pair[0], "b": pair[1], "num_subjects": len(both), "figures": figures, "interval": interval})
     return rows
 
@@ -82,17 +89,17 @@ def _answer(prediction: Prediction) -> Any:
     return prediction.index if isinstance(prediction, ClassScores) else prediction.value
 
 
-def _by_class(task: TaskConfig, both: list[Figures], ignore: str) -> tuple[Figures, Figures]:
+def _by_class(task: TaskConfig, both: list[Figures], ignore: str, patients: Patients | None) -> tuple[Figures, Figures]:
     figures, interval = dict[str, Any](), dict[str, Any]()
     for key in BY_CLASS:
         columns = {name: np.array([subject[key][name] for subject in both]) for name in scored_classes(task, ignore)}
         defined = {name: column[~np.isnan(column)] for name, column in columns.items()}
         figures[key] = {name: float(values.mean()) if len(values) else float("nan") for name, values in defined.items()}
-        interval[key] = {name: mean_interval(column) for name, column in columns.items()}
+        interval[key] = {name: mean_interval(column, patients=patients) for name, column in columns.items()}
     return figures, interval
 
 
-def _of_values(task: TaskConfig, both: list[tuple[float, float]]) -> tuple[Figures, Figures]:
+def _of_values(task: TaskConfig, both: list[tuple[float, float]], patients: Patients | None) -> tuple[Figures, Figures]:
     table = np.array(both, dtype=np.float64)
 
     def figures(chosen: np.ndarray) -> np.ndarray:
@@ -105,4 +112,4 @@ def _of_values(task: TaskConfig, both: list[tuple[float, float]]) -> tuple[Figur
 
     names = OF_NUMBERS if task.kind == "regression" else OF_ANSWERS
     found = figures(np.arange(len(table)))
-    return dict(zip(names, found.tolist())), dict(zip(names, bootstrap_intervals(figures, len(table))))
+    return dict(zip(names, found.tolist())), dict(zip(names, bootstrap_intervals(figures, len(table), patients=patients)))

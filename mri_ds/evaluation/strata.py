@@ -1,6 +1,7 @@
 """The same figures for groups of subjects: by site, scanner, sex and decade of age, as far as the shards say.
 
-In: a split, by number of the subject, and what was scored.  Out: {stratum: {level: {"num_subjects", "tasks": {task: {...}}}}}.
+In: a split, by number of the subject, and what was scored.  Out: {stratum: {level: {"num_subjects", "num_patients",
+"tasks": {task: {...}}}}}.
 A shard keeps the site, and of a table's sex, age and scanner what layouts/strata.py lets pass; where a scanner is not told, the
 tags of DICOM are (manufacturer, model, field); where sex or age are tasks, their labels are. A subject of whom it is not known is
 in the level "unknown", and a stratum of which nothing is known is left out. Small groups have wide intervals: look at the counts.
@@ -31,8 +32,10 @@ def strata_of_subject(dataset: ShardDataset, index: int) -> dict[str, str]:
     return {stratum: found.get(stratum) or UNKNOWN for stratum in STRATA}
 
 
-def by_stratum(levels: Sequence[dict[str, str]], tasks: Sequence[str], summarize: Summarize) -> dict[str, Any]:
-    """Every task's figures in every group; levels[i] is of subject i."""
+def by_stratum(
+    levels: Sequence[dict[str, str]], tasks: Sequence[str], summarize: Summarize, *, patients: Sequence[str]
+) -> dict[str, Any]:
+    """Every task's figures in every group; levels[i] is of subject i, who is a scan of patients[i]."""
     result: dict[str, Any] = {}
     for stratum in STRATA:
         groups = defaultdict[str, list[int]](list)
@@ -43,6 +46,7 @@ def by_stratum(levels: Sequence[dict[str, str]], tasks: Sequence[str], summarize
         result[stratum] = {
             level: {
                 "num_subjects": len(group),
+                "num_patients": len({patients[i] for i in group}),
                 "tasks": {task: figures for task in tasks if (figures := summarize(task, group)) is not None},
             }
             for level, group in sorted(groups.items())

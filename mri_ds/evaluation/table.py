@@ -43,7 +43,14 @@ def print_result(result: dict[str, Any], console: Console | None = None) -> None
     if result.get("strata"):
         console.print(_strata(result["strata"]))
     told = "95 %: where the figure would lie with other subjects. constant: a predictor that knows the training data"
-    console.print(f"{result['num_subjects']} subjects. {told} and never looks.")
+    console.print(f"{told_number(result)}. {told} and never looks.")
+
+
+def told_number(figures: dict[str, Any], key: str = "num_subjects") -> str:
+    """As "12 subjects"; "12 scans of 5 patients" where some have several."""
+    num = figures[key]
+    num_patients = figures.get("num_patients", num)  # an evaluation.json of an earlier version does not say
+    return f"{num} subjects" if num_patients == num else f"{num} scans of {num_patients} patients"
 
 
 def task_table(name: str, task: dict[str, Any]) -> Table:
@@ -52,7 +59,8 @@ def task_table(name: str, task: dict[str, Any]) -> Table:
 
 
 def _segmentation(name: str, task: dict[str, Any]) -> Table:
-    table = Table(title=f"{name} (segmentation)", title_justify="left")
+    several = task.get("num_patients", task.get("num_subjects")) != task.get("num_subjects")
+    table = Table(title=f"{name} (segmentation{', ' + told_number(task) if several else ''})", title_justify="left")
     table.add_column("class")
     for heading in ("Dice", "95 %", "constant", "HD95 mm", "95 %", "subjects", "missed", "false alarms", "empty"):
         table.add_column(heading, justify="right")
@@ -68,7 +76,7 @@ def _segmentation(name: str, task: dict[str, Any]) -> Table:
 
 
 def _classification(name: str, task: dict[str, Any]) -> Table:
-    table = _figures_table(f"{name} (classification, {task['num_scored']} subjects)")
+    table = _figures_table(f"{name} (classification, {told_number(task, 'num_scored')})")
     for key, label in CLASSIFICATION.items():
         if key in task:
             table.add_row(label, _number(task[key]), _interval(task, key), _number(task["constant"].get(key)))
@@ -81,7 +89,7 @@ def _classification(name: str, task: dict[str, Any]) -> Table:
 
 def _regression(name: str, task: dict[str, Any]) -> Table:
     unit = f", {task['unit']}" if task["unit"] else ""
-    table = _figures_table(f"{name} (regression{unit}, {task['num_scored']} subjects)")
+    table = _figures_table(f"{name} (regression{unit}, {told_number(task, 'num_scored')})")
     for key, label in REGRESSION.items():
         if key in task:
             table.add_row(label, _number(task[key]), _interval(task, key), _number(task["constant"].get(key)))

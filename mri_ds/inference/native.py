@@ -2,13 +2,14 @@
 
 Axes: K classes, D H W voxels.
 Windows are blended in slabs (nn/window_stream.py); what is complete goes to the native grid class by class
-(data/preprocess/back.py) and leaves the best class of each voxel behind, the second best where that is asked for, and
-probabilities in a file's pages.
+(data/preprocess/back.py) and leaves the best class of each voxel behind, the second best where that is asked for, probabilities
+in a file's pages, and what they say of doubt: entropy, and the sums that soft Dice is made of.
 Memory is the image, the maps and a buffer of a chosen size: it does not grow with the number of classes. Where the buffer would
 be larger, the volume is looked at in bands of rows, and the few windows that reach into two bands twice.
 Several streams (runs of different preparation) advance together, and their scores are averaged on the native grid.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,16 +22,24 @@ from mri_ds.data.preprocess.back import WayBack, top_two
 from mri_ds.nn.window_stream import WindowStream
 
 BLOCK_VOXELS = 2**22  # of the native grid that are worked on at once
+BLOCK_SHARES = 2**23  # probabilities that are held at once, or one plane's of a band, where that is more
 Rows = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Map:
-    """One segmentation on the native grid, (D, H, W). `second` is the best class but the chosen one."""
+    """One segmentation on the native grid, (D, H, W). `second` is the best class but the chosen one.
+
+    The rest is of the softmax of the scores there, divided by the temperature. entropy: sum of -p ln p over the classes, divided
+    by ln K: 0 sure .. 1 undecided. sums: by class the probability of all voxels, that of the voxels that are labelled so, and
+    their number, added up.
+    """
 
     labels: np.ndarray  # int16
     second: np.ndarray | None = None  # int16
     probabilities: np.ndarray | None = None  # (K, D, H, W) float32
+    entropy: np.ndarray | None = None  # float32
+    sums: np.ndarray | None = None  # (3, K) float64
 
 
 @dataclass(frozen=True)
@@ -138,24 +147,49 @@ class _View:
 
 
 def _fill(one: Map, views: Sequence[_View], name: str, num_classes: int, planes: Rows, rows: Rows, temperature: float) -> None:
-    """One block of one map: classes come one after another, unless probabilities need them all."""
-    shape = (planes[1] - planes[0], rows[1] - rows[0], one.labels.shape[2])
+    """One block of one map: classes come one after another; where probabilities need them all, in fewer planes at once."""
+    if one.probabilities is not None or one.entropy is not None or one.sums is not None:
+        per_plane = num_classes * (rows[1] - rows[0]) * one.labels.shape[2]
+        for part in _blocks(*planes, per_plane, BLOCK_SHARES):
+            scores = torch.stack([_mean(views, name, k, part) for k in range(num_classes)])
+            _leave(one, scores.__getitem__, num_classes, part, rows)
+            _leave_shares(one, scores.div_(temperature).softmax(dim=0), part, rows)
+    else:
+        _leave(one, lambda k: _mean(views, name, k, planes), num_classes, planes, rows)
+
+
+def _leave(one: Map, scores: Callable[[int], Tensor], num_classes: int, planes: Rows, rows: Rows) -> None:
+    """The best class, and the second best; scores(k) are those of class k in the block, (planes, rows, W)."""
     place = (slice(*planes), slice(*rows))
-    device = views[0].slab[name].device
+    first = scores(0)
 
     def running() -> tuple[Tensor, Tensor]:
-        return torch.full(shape, -torch.inf, device=device), torch.zeros(shape, dtype=torch.int16, device=device)
+        return torch.full_like(first, -torch.inf), torch.zeros_like(first, dtype=torch.int16)
 
     best, second = running(), running() if one.second is not None else None
     for k in range(num_classes):
-        top_two(_mean(views, name, k, planes), best, second, k)
+        top_two(scores(k) if k else first, best, second, k)
     one.labels[place] = best[1].cpu().numpy()
     if one.second is not None and second is not None:
         one.second[place] = second[1].cpu().numpy()
+
+
+def _leave_shares(one: Map, shares: Tensor, planes: Rows, rows: Rows) -> None:
+    """What is asked for of the probabilities (K, planes, rows, W) of a block whose labels are there already."""
+    place = (slice(*planes), slice(*rows))
     if one.probabilities is not None:
-        for d in range(*planes):
-            scores = torch.stack([_mean(views, name, k, (d, d + 1))[0] for k in range(num_classes)])
-            one.probabilities[:, d, slice(*rows)] = (scores / temperature).softmax(dim=0).cpu().numpy()
+        one.probabilities[:, *place] = shares.cpu().numpy()
+    if one.entropy is not None:
+        total = torch.zeros_like(shares[0])
+        for p in shares:
+            total += torch.special.entr(p)
+        one.entropy[place] = total.div_(math.log(max(len(shares), 2))).clamp_(0, 1).cpu().numpy()
+    if one.sums is not None:
+        labels = torch.from_numpy(one.labels[place]).to(shares.device)
+        for k, p in enumerate(shares):
+            own = labels == k
+            found = [p.sum(dtype=torch.float64), p[own].sum(dtype=torch.float64), own.sum()]
+            one.sums[:, k] += [float(number) for number in found]
 
 
 def _mean(views: Sequence[_View], name: str, k: int, planes: Rows) -> Tensor:
@@ -168,8 +202,8 @@ def _mean(views: Sequence[_View], name: str, k: int, planes: Rows) -> Tensor:
     return total / sum(view.weight for view in views)
 
 
-def _blocks(first: int, last: int, voxels_per_plane: int) -> Iterator[Rows]:
-    step = max(1, BLOCK_VOXELS // max(voxels_per_plane, 1))
+def _blocks(first: int, last: int, per_plane: int, at_once: int = BLOCK_VOXELS) -> Iterator[Rows]:
+    step = max(1, at_once // max(per_plane, 1))
     for start in range(first, last, step):
         yield start, min(start + step, last)
 
@@ -178,4 +212,5 @@ def _inside(one: Map, placement: Placement) -> Map:
     """Views of the part of a map that the prepared grid covers."""
     second = one.second[placement.box] if one.second is not None else None
     probabilities = one.probabilities[:, *placement.box] if one.probabilities is not None else None
-    return Map(one.labels[placement.box], second, probabilities)
+    entropy = one.entropy[placement.box] if one.entropy is not None else None
+    return Map(one.labels[placement.box], second, probabilities, entropy, one.sums)

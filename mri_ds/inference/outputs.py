@@ -2,7 +2,8 @@
 
 Axes: K classes, D H W voxels.
 SUBJECT_TASK.nii.gz has the input's shape and, word for word, its header's geometry (both forms, their codes, voxel sizes, units);
-SUBJECT_TASK_probabilities.nii.gz has the classes along its 4th axis; SUBJECT_TASK.seg.dcm is the label map as DICOM, where the
+SUBJECT_TASK_probabilities.nii.gz has the classes along its 4th axis; SUBJECT_TASK_entropy.nii.gz, float32, how undecided each
+voxel is; SUBJECT_TASK.seg.dcm is the label map as DICOM, where the
 input was DICOM; SUBJECT.png is to look at; SUBJECT.json has every task's result. Each file appears complete or not at all, the
 JSON last: a subject that has it is done.
 """
@@ -18,7 +19,7 @@ import numpy as np
 from mri_ds.data.geometry import read_geometry
 from mri_ds.data.images import is_dicom
 from mri_ds.data.layouts import SubjectFiles
-from mri_ds.data.nifti import write_channels, write_label
+from mri_ds.data.nifti import write_channels, write_label, write_map
 from mri_ds.data.preprocess import to_input_grid
 from mri_ds.inference.picture import draw_case
 from mri_ds.inference.subject import ClassScores, LabelMap, Prediction
@@ -49,6 +50,9 @@ def write_outputs(
             written[f"{task}_probabilities"] = out / f"{subject_id}_{task}_probabilities.nii.gz"
             turned = (to_input_grid(channel, affine) for channel in prediction.probabilities)
             write_channels(written[f"{task}_probabilities"], turned, len(prediction.classes), affine, geometry)
+        if prediction.entropy is not None:
+            written[f"{task}_entropy"] = out / f"{subject_id}_{task}_entropy.nii.gz"
+            write_map(written[f"{task}_entropy"], to_input_grid(prediction.entropy, affine), affine, geometry)
         if is_dicom(files.images[0]):
             seg = _write_seg(out / f"{subject_id}_{task}.seg.dcm", files, labels, prediction.classes)
             written |= {f"{task}_seg": seg} if seg else {}
@@ -68,20 +72,35 @@ def json_path(out: Path, subject_id: str) -> Path:
 
 
 def describe(prediction: Prediction, affine: np.ndarray) -> Told:
-    """A prediction as plain JSON: volumes in mL per class, or class and probabilities, or value and unit."""
+    """A prediction as plain JSON: volumes in mL per class, or class and probabilities, or value and unit.
+
+    Of a calibrated run intervals, sets and the Dice to be expected, each beside the coverage that it has.
+    """
     if isinstance(prediction, LabelMap):
         voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
         counts = np.bincount(prediction.labels.ravel(), minlength=len(prediction.classes))
         volumes = {name: round(float(n) * voxel_ml, 4) for name, n in zip(prediction.classes, counts)}
         found = {name: volumes[name] for name in prediction.classes[1:]}
         dropped = {name: round(ml, 4) for name, ml in prediction.dropped_ml.items()}
-        return {"kind": "segmentation", "volume_ml": found, "dropped_small_parts_ml": dropped}
+        told: Told = {"kind": "segmentation", "volume_ml": found, "dropped_small_parts_ml": dropped}
+        if prediction.volume_interval_ml:
+            told["volume_interval_ml"] = {name: _rounded(ends) for name, ends in prediction.volume_interval_ml.items()}
+        if prediction.quality:
+            told["quality"] = {
+                name: {"dice": round(one.dice, 4), "interval": _rounded(one.interval) if one.interval else None}
+                for name, one in prediction.quality.items()
+            }
+        return told | ({"coverage": prediction.coverage} if {"volume_interval_ml", "quality"} & told.keys() else {})
     if isinstance(prediction, ClassScores):
         probabilities = {name: float(p) for name, p in zip(prediction.classes, prediction.probabilities)}
-        told: Told = {"kind": "classification", "class": prediction.class_name, "probabilities": probabilities}
+        told = {"kind": "classification", "class": prediction.class_name, "probabilities": probabilities}
         return told if prediction.likely is None else {**told, "likely": prediction.likely, "coverage": prediction.coverage}
     told = {"kind": "regression", "value": prediction.value, "unit": prediction.unit}
     return told if prediction.interval is None else {**told, "interval": [*prediction.interval], "coverage": prediction.coverage}
+
+
+def _rounded(ends: tuple[float, float]) -> list[float]:
+    return [round(end, 4) for end in ends]
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -1,7 +1,7 @@
 """From image files to predictions in files: one subject, or many of which some may fail.
 
 In: NIfTI, DICOM or .npy images of a network's channels, in any orientation, or datasets of any layout.  Out: see outputs.py; and
-volumes.csv, the mL of every structure of every subject.
+volumes.csv, the mL of every structure of every subject, and of a calibrated run their intervals and the Dice to be expected.
 What was done before is skipped (subject_files.py says how that is known).
 """
 
@@ -37,6 +37,8 @@ __all__ = [
     "predict_subjects",
 ]
 VOLUMES = "volumes.csv"
+COLUMNS = ("ml", "low_ml", "high_ml", "dice")
+LOOK_BELOW = 0.7  # of Dice; what is more agrees excellently (Zijdenbos et al. 1994)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,17 @@ class Results:
 
     def as_dict(self) -> Told:
         return {name: value for name, value in asdict(self).items() if name != "all_bad_input"}
+
+    def look_first(self, below: float = LOOK_BELOW) -> list[Told]:
+        """{"subject_id", "task", "class", "dice"} of structures whose expected Dice is below, 0..1, the lowest first."""
+        found = [
+            {"subject_id": one["subject_id"], "task": task, "class": label, "dice": expected["dice"]}
+            for one in self.subjects
+            for task, told in one["tasks"].items()
+            for label, expected in told.get("quality", {}).items()
+            if expected["dice"] < below
+        ]
+        return sorted(found, key=lambda row: row["dice"])
 
 
 def predict(
@@ -104,8 +117,8 @@ def predict_subjects(
 ) -> Results:
     """Each subject in turn. Of what goes wrong with one its reason is kept; only what stops the program stops the rest.
 
-    ranks: share the windows of every subject; rank 0 writes. progress hears how many of the subjects are done; of a single one,
-    how many of its planes.
+    ranks: share the windows of every subject; rank 0 writes. progress hears of how many subjects all is done or lost; of a
+    single one, of how many of its planes.
     """
     done: list[Told] = []
     skipped: list[str] = []
@@ -126,27 +139,41 @@ def predict_subjects(
             num_bad += isinstance(err, InputError)
             failed[files.subject_id] = str(err) or type(err).__name__
         if progress is not None and inner is None and done:
-            progress(len(done), len(subjects))
+            progress(len(done) + len(failed), len(subjects))
     return Results(done, skipped, failed, all_bad_input=bool(subjects) and num_bad == len(subjects))
 
 
 def write_volumes(out: Path, subjects: Sequence[Told]) -> None:
-    """OUT/volumes.csv: a row per subject, a column TASK/CLASS per structure, in mL. No table where nothing was segmented."""
-    rows = {
-        one["subject_id"]: {
-            f"{task}/{name}": ml for task, told in one["tasks"].items() for name, ml in told.get("volume_ml", {}).items()
-        }
-        for one in subjects
-    }
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    """OUT/volumes.csv: a row per subject, a column TASK/CLASS_ml per structure. No table where nothing was segmented.
+
+    Of calibrated runs TASK/CLASS_low_ml, _high_ml and _dice, the Dice to be expected, stand beside it.
+    """
+    rows = {one["subject_id"]: _columns(one["tasks"]) for one in subjects}
+    known = dict.fromkeys(column for row in rows.values() for column in row)
+    structures = dict.fromkeys(structure for structure, _ in known)
+    columns = [(structure, what) for structure in structures for what in COLUMNS if (structure, what) in known]
     if not columns:
         return
     path, partial = out / VOLUMES, out / f".{VOLUMES}.{os.getpid()}"
     with partial.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["subject_id", *(f"{column}_ml" for column in columns)])
+        table.writerow(["subject_id", *(f"{structure}_{what}" for structure, what in columns)])
         table.writerows([name, *(row.get(column, "") for column in columns)] for name, row in rows.items())
     os.replace(partial, path)
+
+
+def _columns(tasks: Told) -> dict[tuple[str, str], float]:
+    """{(TASK/CLASS, one of COLUMNS): number} of one subject."""
+    row: dict[tuple[str, str], float] = {}
+    for task, told in tasks.items():
+        for name, ml in told.get("volume_ml", {}).items():
+            structure = f"{task}/{name}"
+            row[structure, "ml"] = ml
+            if name in told.get("volume_interval_ml", {}):
+                row[structure, "low_ml"], row[structure, "high_ml"] = told["volume_interval_ml"][name]
+            if name in told.get("quality", {}):
+                row[structure, "dice"] = told["quality"][name]["dice"]
+    return row
 
 
 def _joined(of_ranks: Sequence[Told], order: Sequence[str]) -> Results:

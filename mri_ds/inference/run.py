@@ -62,14 +62,19 @@ class Run:
 
 
 def load_run(
-    checkpoint: Source | Sequence[Source], device: str | torch.device | None = None, *, flip_axes: Sequence[int] | None = None
+    checkpoint: Source | Sequence[Source],
+    device: str | torch.device | None = None,
+    *,
+    flip_axes: Sequence[int] | None = None,
+    coverage: float | None = None,
 ) -> Run:
     """Loads the weights of a run, of one of its checkpoints, or of several to be averaged; onto the GPU where there is one.
 
     checkpoint: a path as in the table above, or several, which are averaged. flip_axes: axes (0 left-right, 1 posterior-anterior,
     2 inferior-superior) over whose flips predictions are averaged; by default the config's predict.flip_axes.
+    coverage: how often, 0..1, intervals and sets shall hold the truth; by default what the run was calibrated for.
     Raises InputError for a folder that is not a run, a run that has no weights yet, weights that are not their config's, runs of
-    different channels or tasks, and a left-right flip where tasks tell sides apart.
+    different channels or tasks, a left-right flip where tasks tell sides apart, and a coverage that was not calibrated.
 
     >>> run = load_run("runs/first", flip_axes=[0])              # doctest: +SKIP
     >>> run.channels                                                # doctest: +SKIP
@@ -97,7 +102,7 @@ def load_run(
         config=head.config.model_copy(update={"tasks": tasks}),
         others=tuple(others),
         digest=digests if len(members) == 1 else hashlib.sha256(digests.encode()).hexdigest()[:16],
-        calibration=read_calibration(home) if home else Calibration(),
+        calibration=(read_calibration(home) if home else Calibration()).at(coverage),
         keep_largest=read_cleanup(home, tasks) if home else {},
     )
 

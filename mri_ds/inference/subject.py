@@ -15,6 +15,7 @@ import torch
 
 from mri_ds.data.preprocess import Placement, border_minimum, prepare_placed, settings
 from mri_ds.inference.cleanup import clean_up
+from mri_ds.inference.expected import Expected, Interval, expected_dice, volume_intervals
 from mri_ds.inference.native import Map, Stream, label_maps
 from mri_ds.inference.run import Run
 from mri_ds.nn.window_stream import Compute, WindowStream
@@ -32,6 +33,11 @@ class LabelMap:
     classes: list[str]
     dropped_ml: dict[str, float] = field(default_factory=dict)  # by class: parts too small to be believed, see data/parts.py
     probabilities: np.ndarray | None = None  # (K, D, H, W) float32, where they were asked for
+    entropy: np.ndarray | None = None  # (D, H, W) float32, 0 sure .. 1 undecided, where it was asked for; see native.Map
+    sums: np.ndarray | None = None  # (3, K) float64, see native.Map
+    quality: dict[str, Expected] = field(default_factory=dict)  # by class, the Dice to be expected; {}: not calibrated
+    volume_interval_ml: dict[str, Interval] = field(default_factory=dict)  # by class; {}: not calibrated
+    coverage: float | None = None  # of both intervals
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ def predict_sample(
     window_batch: int = 1,
     keep_small_parts: bool = False,
     probabilities: Path | None = None,
+    entropy: bool = False,
+    quality: bool | None = None,
     buffer_bytes: int = BUFFER_BYTES,
     share: Share | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -82,8 +90,9 @@ def predict_sample(
 
     overlap of the windows: by default the config's predict.overlap. keep_small_parts: label maps are the plain argmax, also where
     a part is smaller than any that training showed. probabilities: an existing folder for the files of 4 K bytes a voxel that
-    back the label maps' probabilities; the caller removes them. buffer_bytes bounds the sums of overlapping windows. share: hands
-    a volume's windows out to several ranks (training/shared_windows.py).
+    back the label maps' probabilities; the caller removes them. entropy: the label maps have theirs. quality: they have the sums
+    that it is told from; by default where the run's calibration can make something of them. buffer_bytes bounds the sums of
+    overlapping windows. share: hands a volume's windows out to several ranks (training/shared_windows.py).
 
     >>> predict_sample(load_run("runs/first"), sample)["tissue"].labels.shape    # doctest: +SKIP
     (182, 218, 182)
@@ -98,6 +107,8 @@ def predict_sample(
             num_classes=task.num_outputs,
             has_second=not keep_small_parts and bool(task.smallest_part_ml or run.keep_largest.get(name)),
             file=probabilities / f"{name}.raw" if probabilities else None,
+            has_entropy=entropy,
+            has_sums=bool(run.calibration.of(name).quality) if quality is None else quality,
         )
         for name, task in voxel_tasks.items()
     }
@@ -144,22 +155,37 @@ def _stream(run: Run, sample: Sample, overlap: float, window_batch: int, share: 
     return Stream(windows, weight=run.num_members), placement
 
 
-def _blank_map(shape: tuple[int, ...], *, num_classes: int, has_second: bool, file: Path | None) -> Map:
+def _blank_map(
+    shape: tuple[int, ...], *, num_classes: int, has_second: bool, file: Path | None, has_entropy: bool, has_sums: bool
+) -> Map:
     """All background, certainly."""
     probabilities = None
     if file is not None:
         probabilities = np.memmap(file, dtype=np.float32, mode="w+", shape=(num_classes, *shape))
         probabilities[0] = 1
     labels = np.zeros(shape, dtype=np.int16)
-    return Map(labels, np.zeros_like(labels) if has_second else None, probabilities)
+    entropy = np.zeros(shape, dtype=np.float32) if has_entropy else None
+    sums = np.zeros((3, num_classes)) if has_sums else None
+    return Map(labels, np.zeros_like(labels) if has_second else None, probabilities, entropy, sums)
 
 
 def _label_map(run: Run, name: str, found: Map, voxel_ml: float) -> LabelMap:
-    task = run.config.tasks[name]
-    if found.second is None:
-        return LabelMap(found.labels, task.classes, probabilities=found.probabilities)
-    dropped_ml = clean_up(found.labels, found.second, task, run.keep_largest.get(name, []), voxel_ml)
-    return LabelMap(found.labels, task.classes, dropped_ml, found.probabilities)
+    task, calibration, dropped_ml = run.config.tasks[name], run.calibration.of(name), dict[str, float]()
+    if found.second is not None:
+        dropped_ml = clean_up(found.labels, found.second, task, run.keep_largest.get(name, []), voxel_ml)
+    counts = np.bincount(found.labels.ravel(), minlength=len(task.classes))
+    volumes_ml = {label: float(n) * voxel_ml for label, n in zip(task.classes[1:], counts[1:])}
+    return LabelMap(
+        found.labels,
+        task.classes,
+        dropped_ml,
+        found.probabilities,
+        found.entropy,
+        found.sums,
+        expected_dice(found.sums, task, calibration, volumes_ml) if found.sums is not None else {},
+        volume_intervals(volumes_ml, calibration),
+        run.calibration.coverage,
+    )
 
 
 def _of_volume(run: Run, name: str, looks: list[tuple[torch.Tensor, float]]) -> ClassScores | Value:

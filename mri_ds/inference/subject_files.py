@@ -30,11 +30,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Choices:
-    """What is asked of a prediction. overlap None: the config's. The first three change what is written."""
+    """What is asked of a prediction. overlap None: the config's. The first four change what is written."""
 
     overlap: float | None = None
     keep_small_parts: bool = False
     probabilities: bool = False
+    entropy: bool = False
     again: bool = False  # also where a subject is done
     window_batch: int = 1
     buffer_bytes: int = BUFFER_BYTES
@@ -47,6 +48,7 @@ class Choices:
             "flip_axes": list(run.flip_axes),
             "keep_small_parts": self.keep_small_parts,
             "probabilities": self.probabilities,
+            "entropy": self.entropy,
             "calibration": run.calibration.digest,
             "cleanup": cleanup.digest(run.keep_largest),
         }
@@ -94,6 +96,7 @@ def predict_one(
                 window_batch=choices.window_batch,
                 keep_small_parts=choices.keep_small_parts,
                 probabilities=Path(scratch) if choices.probabilities else None,
+                entropy=choices.entropy,
                 buffer_bytes=choices.buffer_bytes,
                 share=ranks.share if ranks else None,
                 progress=progress,

@@ -6,9 +6,8 @@ expected Dice of each structure, regions that hold it.
 temperature.py, conformal.py and quality.py say what the numbers mean; evaluation/calibrate.py fits them.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 
 from mri_ds.data.preprocess import Placement, border_minimum, prepare_placed, scores_to_shape, settings
-from mri_ds.inference.quality import Line, entropy, soft_dice
+from mri_ds.inference.calibration import Calibration, TaskCalibration
 from mri_ds.inference.run import Run
+from mri_ds.inference.subject import LabelMap, predict_sample
 from mri_ds.nn.sliding_window import sliding_window
 from mri_ds.sample import Sample
 
@@ -38,6 +38,8 @@ def assess(run: Run, sample: Sample, calibration: Mapping[str, Any]) -> dict[str
 
     Memory: the scores of all classes on the network's grid. The sample's targets are not looked at.
     """
+    tasks = {name: TaskCalibration.model_validate(fitted) for name, fitted in calibration.items()}
+    predictions = predict_sample(replace(run, calibration=Calibration(tasks=tasks)), sample, entropy=True)
     outputs, _, placement = network_outputs(run, sample)
     found: dict[str, Doubt] = {}
     for name, task in run.config.tasks.items():
@@ -45,16 +47,17 @@ def assess(run: Run, sample: Sample, calibration: Mapping[str, Any]) -> dict[str
             continue
         fitted = calibration.get(name, {})
         p = probabilities(outputs[name][0], fitted.get("temperature", 1.0))
-        scores = soft_dice(p, p.argmax(axis=0), is_always_present=[share == 1 for share in task.class_presence])
-        lines = [Line(**fitted.get("quality", {}).get(label, {})) for label in task.classes[1:]]
-        expected = [None if math.isnan(score) else line.at(score) for score, line in zip(scores, lines)]
+        prediction = predictions[name]
+        assert isinstance(prediction, LabelMap)
+        assert prediction.entropy is not None
+        expected = {label: prediction.quality[label].dice if label in prediction.quality else None for label in task.classes[1:]}
         thresholds = fitted.get("region", {}).get("threshold", {})
         regions = {
             label: _to_own_grid(p[k], placement) >= thresholds[label]
             for k, label in enumerate(task.classes)
             if thresholds.get(label) is not None
         }
-        found[name] = Doubt(_to_own_grid(entropy(p), placement), dict(zip(task.classes[1:], expected)), regions)
+        found[name] = Doubt(prediction.entropy, expected, regions)
     return found
 
 

@@ -1,14 +1,16 @@
 """How far a figure would move had other subjects been scanned: bootstrap intervals.
 
-Axes: N subjects, R resamples.
+Axes: N subjects, P patients that they are of, R resamples.
 In: what each subject gave, and the figure as a function of subjects.  Out: (low, high).
 Subjects are drawn with replacement; the same seed draws the same ones. The interval is BCa (bias-corrected and accelerated),
 which keeps its promise where figures are skewed, as Dice near 1 is; where it is not defined (no spread among the resamples, or
 none among the figures that leave one subject out) it is that of percentiles.
-Source: Efron 1987; Efron and Tibshirani 1993, chapters 13 and 14.
+Several scans of one patient tell less than as many patients: where `patients` names them, patients are drawn, each with all
+scans (the cluster bootstrap), and left out one at a time. With one scan each, every digit is as without.
+Source: Efron 1987; Efron and Tibshirani 1993, chapters 13 and 14; Davison and Hinkley 1997, section 3.8; Field and Welsh 2007.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -20,12 +22,14 @@ NONE = (float("nan"), float("nan"))
 TIE = 1e-12
 
 Interval = tuple[float, float]
+Patients = Sequence[Hashable]  # (N,) whose scan each is
 
 
 def bootstrap_interval(
     figure: Callable[[np.ndarray], float],
     num_subjects: int,
     *,
+    patients: Patients | None = None,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = CONFIDENCE,
@@ -42,13 +46,15 @@ def bootstrap_interval(
     True
     """
     options = {"num_resamples": num_resamples, "confidence": confidence, "method": method}
-    return bootstrap_intervals(lambda chosen: np.array([figure(chosen)]), num_subjects, seed=seed, **options)[0]  # type: ignore[arg-type]
+    figures = lambda chosen: np.array([figure(chosen)])  # noqa: E731
+    return bootstrap_intervals(figures, num_subjects, patients=patients, seed=seed, **options)[0]  # type: ignore[arg-type]
 
 
 def bootstrap_intervals(
     figures: Callable[[np.ndarray], np.ndarray],
     num_subjects: int,
     *,
+    patients: Patients | None = None,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = CONFIDENCE,
@@ -57,11 +63,17 @@ def bootstrap_intervals(
     """As `bootstrap_interval`, of several figures (M,) that are found together: their M intervals, from the same resamples."""
     everyone = np.arange(num_subjects)
     found = figures(everyone)
-    if num_subjects < 2:
+    patient = patient_numbers(num_subjects, patients)
+    num_patients = int(patient.max(initial=-1)) + 1
+    if num_patients < 2:
         return [NONE] * len(found)
-    drawn, inverse = np.unique(np.sort(_draw(num_subjects, num_resamples, seed)), axis=0, return_inverse=True)
-    resampled = np.array([figures(chosen) for chosen in drawn])[inverse.ravel()]  # of few subjects there are few different draws
-    left_out = np.array([figures(np.delete(everyone, i)) for i in everyone]) if method == "bca" else np.zeros((0, len(found)))
+    scans = [np.flatnonzero(patient == i) for i in range(num_patients)]
+    drawn, inverse = np.unique(np.sort(_draw(num_patients, num_resamples, seed)), axis=0, return_inverse=True)
+    resampled = np.array([figures(np.concatenate([scans[i] for i in chosen])) for chosen in drawn])
+    resampled = resampled[inverse.ravel()]  # of few subjects there are few different draws
+    left_out = np.zeros((0, len(found)))
+    if method == "bca":
+        left_out = np.array([figures(everyone[patient != i]) for i in range(num_patients)])
     columns = zip(found.tolist(), resampled.T, left_out.T, strict=True)
     return [_interval(value, drawn, without, confidence, method) for value, drawn, without in columns]
 
@@ -69,6 +81,7 @@ def bootstrap_intervals(
 def mean_interval(
     values: np.ndarray,
     *,
+    patients: Patients | None = None,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = CONFIDENCE,
@@ -82,10 +95,12 @@ def mean_interval(
     >>> bool(0.7 < low < 0.8125 < high < 0.9)
     True
     """
-    if len(values) < 2:
+    patient = patient_numbers(len(values), patients)
+    num_patients = int(patient.max(initial=-1)) + 1
+    if num_patients < 2:
         return NONE
     table = values.reshape(len(values), -1).astype(np.float64)
-    times = _times_drawn(len(table), num_resamples, seed)
+    times = _times_drawn(num_patients, num_resamples, seed)[:, patient]
     is_value = ~np.isnan(table)
     filled = np.where(is_value, table, 0.0)
 
@@ -94,8 +109,22 @@ def mean_interval(
         with np.errstate(invalid="ignore"):
             return _mean_of_defined((weights @ filled) / (weights @ is_value))
 
-    left_out = means(1.0 - np.eye(len(table))) if method == "bca" else np.zeros(0)
+    left_out = means(1.0 - np.eye(num_patients)[:, patient]) if method == "bca" else np.zeros(0)
     return _interval(float(means(np.ones((1, len(table))))[0]), means(times), left_out, confidence, method)
+
+
+def patient_numbers(num_subjects: int, patients: Patients | None) -> np.ndarray:
+    """(N,) 0..P-1 in the order of their first scans; without `patients` every subject is one. Raises ValueError for another N.
+
+    >>> patient_numbers(4, ["b", "a", "b", "c"]).tolist()
+    [0, 1, 0, 2]
+    """
+    if patients is None:
+        return np.arange(num_subjects)
+    if len(patients) != num_subjects:
+        raise ValueError(f"{len(patients)} patients' names for {num_subjects} subjects: give one for each")
+    number: dict[Hashable, int] = {}
+    return np.array([number.setdefault(name, len(number)) for name in patients], dtype=np.int64)
 
 
 def _draw(num_subjects: int, num_resamples: int, seed: int) -> np.ndarray:

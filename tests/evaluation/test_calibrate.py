@@ -20,7 +20,8 @@ from mri_ds.data.shards import write_shards
 from mri_ds.errors import InputError
 from mri_ds.evaluation.calibrate import calibrate, write_calibration
 from mri_ds.evaluation.evaluate import evaluate
-from mri_ds.inference.conformal import volume_interval_ml
+from mri_ds.inference.calibration import read_calibration
+from mri_ds.inference.conformal import quantile, volume_interval_ml
 from mri_ds.inference.quality import entropy, fit_line, soft_dice
 from mri_ds.inference.run import Run
 from mri_ds.inference.subject import predict_sample
@@ -130,13 +131,15 @@ def test_bounds_are_those_of_the_evaluation_s_own_figures(made, fitted):
 def test_the_quality_score_orders_held_out_subjects_by_their_dice(made, fitted):
     run, shards = made
     held_out, scores, real = ShardDataset(shards, "train"), [], []
-    covered = []
+    covered, dice_covered = [], []
+    half = fitted["tasks"]["ball"]["quality_half_width"]["ball"]
     for i in range(len(held_out)):
         sample = held_out.read(i)
         doubt = assess(run, sample, fitted["tasks"])["ball"]
         labels = predict_sample(run, sample)["ball"].labels
         scores.append(doubt.quality["ball"])
         real.append(dice(sample["targets"]["ball"] == 1, labels == 1))
+        dice_covered.append(abs(scores[-1] - real[-1]) <= half)
         assert doubt.entropy.shape == SHAPE and 0 <= doubt.entropy.min() < doubt.entropy.max() <= 1
         is_wrong = labels != sample["targets"]["ball"]
         assert doubt.entropy[is_wrong].mean() > doubt.entropy[~is_wrong].mean()  # it doubts where it errs
@@ -148,6 +151,7 @@ def test_the_quality_score_orders_held_out_subjects_by_their_dice(made, fitted):
     assert stats.spearmanr(scores, real).statistic >= 0.6
     assert np.mean(np.abs(np.array(scores) - real)) < 0.15  # and it is on the scale of Dice
     assert np.mean(covered) >= stats.binom(len(covered), 0.8).ppf(0.001) / len(covered)
+    assert np.mean(dice_covered) >= stats.binom(len(covered), 0.8).ppf(0.001) / len(covered) and half < 0.5
 
 
 def test_the_file_is_whole_and_refusals(made, fitted, tmp_path):
@@ -157,6 +161,33 @@ def test_the_file_is_whole_and_refusals(made, fitted, tmp_path):
         calibrate(*made, coverage=1.5)
     with pytest.raises(InputError, match="split"):
         calibrate(*made, split="validation")
+
+
+def test_another_coverage_is_found_in_the_same_file(made, fitted, tmp_path):
+    """At its own coverage the scores say what the file says; at another, the bound that as many of them lie below."""
+    write_calibration(tmp_path, fitted)
+    known = read_calibration(tmp_path)
+    assert known.at(0.8) is known and known.at(None) is known
+    again, half = (known.at(coverage) for coverage in (0.8 + 1e-12, 0.5))
+    for name, (key, sign) in {"radius": ("half_width", 1), "size": ("threshold", -1)}.items():
+        scores = np.array(fitted["tasks"][name]["scores"])
+        assert getattr(again.of(name), key) == fitted["tasks"][name][key] == getattr(known.of(name), key)
+        assert len(scores) == NUM // 2 and getattr(half.of(name), key) == sign * quantile(sign * scores, 0.5)
+    ball = fitted["tasks"]["ball"]
+    assert again.of("ball").volume_ml["ball"].relative == ball["volume_ml"]["ball"]["relative"]
+    assert again.of("ball").quality_half_width == ball["quality_half_width"] and ball["quality_half_width"]["ball"] > 0
+    assert half.of("ball").volume_ml["ball"].relative == sorted(ball["scores"]["volume_ml"]["ball"])[12]  # of 24: ceil(12.5)
+    assert half.of("ball").quality_half_width["ball"] == sorted(ball["scores"]["quality"]["ball"])[12]
+    assert known.at(0.99).of("radius").half_width is None and known.at(0.99).of("size").threshold == 0  # of 24: no promise
+    assert len({one.digest for one in (known, again, half)}) == 3
+    with pytest.raises(InputError, match=r"coverage 2"):
+        known.at(2)
+    with pytest.raises(InputError, match="no calibration"):
+        read_calibration(tmp_path / "nowhere").at(0.9)
+    bare = {name: {key: value for key, value in task.items() if key != "scores"} for name, task in fitted["tasks"].items()}
+    write_calibration(tmp_path, {**fitted, "tasks": bare})
+    with pytest.raises(InputError, match=r"knows a coverage of 0\.8 alone"):
+        read_calibration(tmp_path).at(0.9)
 
 
 def test_soft_dice_and_entropy_by_hand():

@@ -72,6 +72,44 @@ def test_a_better_model_is_called_better():
     assert sum("B" in one for one in found) >= 18 and not any("A" in one for one in found)
 
 
+def scanned_again(run: dict, dice: np.random.Generator) -> dict:
+    """Each of the forty as four scans of one patient, with the network's own luck on that patient and little on the scan."""
+    subjects, patients = [], {}
+    for i, subject in enumerate(run["subjects"]):
+        for visit in range(4):
+            again = copy.deepcopy(subject)
+            again["subject_id"] = f"s{i}-{visit}"
+            patients[again["subject_id"]] = f"s{i}-0"
+            again["tissue"]["dice"] = {name: x + dice.normal(0, 0.01) for name, x in again["tissue"]["dice"].items()}
+            subjects.append(again)
+    return {**run, "subjects": subjects, "patients": patients}
+
+
+def test_several_scans_of_each_patient_are_no_more_evidence_than_patients():
+    """One null cohort after another: with patients named at most 5 % are called different, taken for subjects most are."""
+    wrong, naive = 0, 0
+    for seed in range(60):
+        dice = np.random.default_rng([seed, 78])
+        people = cohort(dice)
+        a, b = (scanned_again(one, dice) for one in (predicted(people, dice), predicted(people, dice)))
+        given = {"seed": seed, "num_resamples": 20, "num_permutations": 99}
+        result = compare(a, b, **given)
+        assert (result["num_subjects"], result["num_patients"]) == (4 * NUM, NUM)
+        wrong += any(row["better"] for row in result["comparisons"])
+        unaware = [{key: value for key, value in one.items() if key != "patients"} for one in (a, b)]
+        naive += any(row["better"] for row in compare(*unaware, **given)["comparisons"])
+    assert wrong <= 7  # 5 % of 60 are 3; more than 7 in one of 100 such tests
+    assert naive >= 20
+
+
+def test_one_scan_of_each_patient_changes_nothing(runs):
+    named = [{**run, "patients": {s["subject_id"]: s["subject_id"].upper() for s in run["subjects"]}} for run in runs]
+    assert compare(*named) == compare(*runs)
+    named[1]["patients"] = {**named[1]["patients"], "s1": "S0"}
+    with pytest.raises(InputError, match="which scans are of one patient"):
+        compare(*named)
+
+
 @pytest.fixture
 def runs():
     dice = np.random.default_rng(3)

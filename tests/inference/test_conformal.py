@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from mri_ds.inference import conformal
+from mri_ds.inference.quality import fit_line, line_errors
 from mri_ds.inference.temperature import fit_temperature
 
 POINTS = 0.03  # the promise: within three of nominal
@@ -88,6 +89,32 @@ def test_regions_of_structures(coverage):
         held = (p[NUM_FIT:] >= conformal.region_threshold(scores, coverage)).mean(axis=1)
         covered.append((held >= 0.95).mean())
     assert abs(np.mean(covered) - coverage) <= POINTS
+
+
+@pytest.mark.parametrize("coverage", LEVELS)
+def test_intervals_of_expected_dice(coverage):
+    """Soft Dice that flatters, Dice that scatters more where it is low, some not known: a line and what it errs by."""
+    dice, covered, widths = np.random.default_rng(6), [], []
+    for _ in range(NUM_COHORTS):
+        soft = dice.beta(8, 2, NUM_FIT + NUM_NEW)
+        real = np.clip(1.3 * soft - 0.35 + dice.normal(0, 0.02 + 0.1 * (1 - soft)), 0, 1)
+        soft[:5] = np.nan
+        line = fit_line(soft[:NUM_FIT], real[:NUM_FIT])
+        half = conformal.quantile(line_errors(soft[:NUM_FIT], real[:NUM_FIT]), coverage)
+        told = np.array([line.at(x) for x in soft[NUM_FIT:]])
+        covered.append((np.abs(told - real[NUM_FIT:]) <= half).mean())
+        widths.append(half)
+    assert abs(np.mean(covered) - coverage) <= POINTS and 0 < np.mean(widths) < 0.15
+
+
+def test_line_errors_by_hand():
+    """Each from the line through the others; of two others there is none, and soft Dice speaks for itself."""
+    x, y = np.array([0.2, 0.4, 0.6, 0.8, 0.5]), np.array([0.3, 0.4, 0.5, 0.9, 0.1])
+    line = stats.linregress(x[:4], y[:4])
+    errors = line_errors(x, y)
+    assert errors[4] == pytest.approx(abs(line.slope * 0.5 + line.intercept - 0.1)) and len(errors) == 5
+    few = line_errors(np.array([0.2, np.nan, 0.4, 0.8]), np.array([0.3, 0.5, 0.4, 0.9]))
+    assert few.tolist() == pytest.approx([0.1, 0.0, 0.1])
 
 
 def test_too_few_subjects_promise_nothing():

@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 
 from mri_ds.data.preprocess import Placement, scores_to_labels, scores_to_shape
 from mri_ds.inference.native import Map, Stream, label_maps
+from mri_ds.inference.quality import soft_dice, soft_dice_of_sums
 from mri_ds.nn.sliding_window import sliding_window
 from mri_ds.nn.window_stream import WindowStream
 
@@ -41,6 +44,29 @@ def blank(shape, *, second: bool = True, probabilities: bool = False) -> dict[st
 
 NATIVE = [(20, 23, 17), (33, 12, 17), (20, 50, 6), (7, 8, 30), (60, 70, 40)]
 COUNTS = {"map": CLASSES, "coarse": 2}
+
+
+@pytest.mark.parametrize("inside", NATIVE)
+@pytest.mark.parametrize("buffer_bytes", [2**30, 100_000])
+def test_entropy_and_sums_are_those_of_the_whole_buffer_s_probabilities(inside, buffer_bytes, monkeypatch):
+    """scipy's entropy of the softmax of the resampled scores; and the labels are the same bits as without."""
+    monkeypatch.setattr("mri_ds.inference.native.BLOCK_SHARES", 5 * CLASSES * inside[1] * inside[2])  # a few blocks
+    windows, placement = stream(), Placement(tuple(n + 5 for n in inside), tuple(slice(2, 2 + n) for n in inside))
+    scores = sliding_window(net, windows.padded, patch=PATCH)["map"][0]
+    shares = scores_to_shape(scores, inside).div(2).softmax(dim=0).double().numpy()
+    plain, asked = blank(placement.shape), blank(placement.shape)
+    asked["map"] = replace(asked["map"], entropy=np.zeros(placement.shape, dtype=np.float32), sums=np.zeros((3, CLASSES)))
+    for maps in (plain, asked):
+        label_maps([Stream(stream())], placement, maps, COUNTS, buffer_bytes=buffer_bytes, temperature={"map": 2.0})
+    assert np.array_equal(plain["map"].labels, asked["map"].labels) and np.array_equal(plain["map"].second, asked["map"].second)
+    found, own = asked["map"].entropy, asked["map"].labels[placement.box]
+    assert np.abs(found[placement.box] - stats.entropy(shares, base=CLASSES)).max() < 1e-5 and np.ptp(found) > 0.2
+    outside = np.ones(placement.shape, dtype=bool)
+    outside[placement.box] = False
+    assert not found[outside].any()
+    expected = np.array(soft_dice(shares, own))
+    np.testing.assert_allclose(soft_dice_of_sums(asked["map"].sums), expected, rtol=1e-5)
+    assert np.isfinite(expected).sum() > 2
 
 
 @pytest.mark.parametrize("inside", NATIVE)
@@ -91,17 +117,19 @@ net = torch.nn.Conv3d(1, k, 1)
 shape = (n, n, n)
 with torch.inference_mode():
     windows = WindowStream(lambda x: {"map": net(x)}, torch.rand(1, 1, *shape), patch=(32, 32, 32), overlap=0.25)
-    maps = {"map": Map(np.zeros(shape, dtype=np.int16), np.zeros(shape, dtype=np.int16))}
+    doubt = {"entropy": np.zeros(shape, dtype=np.float32), "sums": np.zeros((3, k))} if sys.argv[2] == "doubt" else {}
+    maps = {"map": Map(np.zeros(shape, dtype=np.int16), np.zeros(shape, dtype=np.int16), **doubt)}
     label_maps([Stream(windows)], Placement(shape, tuple(slice(0, n) for n in shape)), maps, {"map": k}, buffer_bytes=2**25)
 assert len(np.unique(maps["map"].labels)) > 1
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def test_memory_does_not_grow_with_the_classes():
+@pytest.mark.parametrize("kind", ["plain", "doubt"])
+def test_memory_does_not_grow_with_the_classes(kind):
     """Of 128^3 voxels the scores of 60 classes are 480 MiB more than those of 3; one window's are 8 MiB."""
     peaks = [
-        int(subprocess.run([sys.executable, "-c", PEAK, k], capture_output=True, text=True, timeout=300, check=True).stdout)
+        int(subprocess.run([sys.executable, "-c", PEAK, k, kind], capture_output=True, text=True, timeout=300, check=True).stdout)
         for k in ("3", "60")
     ]
     assert peaks[1] - peaks[0] < 80 * 1024, peaks  # KiB

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from networks import SPACING, write_image, write_run
+from scipy import stats
 from typer.testing import CliRunner, Result
 
 from mri_ds.cli.main import app
@@ -161,6 +162,62 @@ def test_other_weights_and_settings_are_predicted_again(run_dir, inputs, tmp_pat
     write_run(copy, seed=3)
     assert skips("--tta", "1,2") == 0
     assert call("--checkpoint", copy, *given, "--tta", "left").exit_code == 2
+
+
+def test_a_calibrated_run_says_how_far_to_trust_each_prediction(run_dir, inputs, tmp_path):
+    """By hand from the JSON of calibration; and the label map and what else was there keep every byte."""
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    given = ["--checkpoint", copy, "--json", "--input", inputs["bids"][0], inputs["one.nii.gz"][0]]
+    plain = call(*given, "--output", tmp_path / "plain")
+    assert plain.exit_code == 0 and "look at these" not in plain.stderr and json.loads(plain.stdout)["look_first"] == []
+    assert call(*given, "--output", tmp_path / "none", "--coverage", "0.9").exit_code == 2  # nothing to promise from
+    scores = {"volume_ml": {"grey": [0.1, 0.2, 0.3, 0.4]}, "quality": {"grey": [0.01, 0.02, 0.03, 0.04]}}
+    tissue = {
+        "temperature": 2.0,
+        "scores": scores,
+        "volume_ml": {"grey": {"relative": 0.4, "offset_ml": 2.0}, "white": {"relative": None, "offset_ml": 1.0}},
+        "quality": {"grey": {"intercept": 0.1, "slope": 0.5}, "white": {"intercept": 0.95, "slope": 0.0}},
+        "quality_half_width": {"grey": 0.04, "white": None},
+    }
+    tasks = {"tissue": tissue, "age": {"half_width": 4.0, "scores": [1.0, 2.0, 3.0, 4.0]}, "grade": {"temperature": 1.5}}
+    (copy / "calibration.json").write_text(json.dumps({"coverage": 0.8, "tasks": tasks}))
+    out = tmp_path / "out"
+    done = call(*given, "--output", out, "--entropy", "--probabilities", "--coverage", "0.6", "--look-below", "0.9")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    for one in told["subjects"]:
+        files, found = one["files"], one["tasks"]["tissue"]
+        for what in ("tissue", "picture"):
+            assert Path(files[what]).read_bytes() == (tmp_path / "plain" / Path(files[what]).name).read_bytes(), what
+        chances, entropy, labels = (nib.load(files[f"tissue{what}"]) for what in ("_probabilities", "_entropy", ""))
+        p, label_of = chances.get_fdata(), np.asarray(labels.dataobj)
+        assert entropy.get_data_dtype() == np.float32 and entropy.shape == label_of.shape
+        assert np.array_equal(entropy.affine, labels.affine) and entropy.header["xyzt_units"] == labels.header["xyzt_units"]
+        np.testing.assert_allclose(entropy.get_fdata(), stats.entropy(p, axis=3, base=3), atol=1e-5)
+        ml = found["volume_ml"]["grey"]
+        half = 0.3 * (ml + 2)  # the third of four: ceil(5 x 0.6)
+        assert found["volume_interval_ml"] == {"grey": pytest.approx([max(0, ml - half), ml + half], abs=1e-3)}
+        soft = 2 * p[..., 1][label_of == 1].sum() / (p[..., 1].sum() + (label_of == 1).sum())
+        dice = 0.1 + 0.5 * soft
+        assert found["quality"]["grey"]["dice"] == pytest.approx(dice, abs=1e-4) and 0.1 < dice < 0.6
+        assert found["quality"]["grey"]["interval"] == pytest.approx([dice - 0.03, dice + 0.03], abs=2e-4)
+        assert found["quality"]["white"] == {"dice": 0.95, "interval": None} and found["coverage"] == 0.6
+        value = one["tasks"]["age"]["value"]
+        assert one["tasks"]["age"]["interval"] == [value - 3, value + 3] and one["tasks"]["age"]["coverage"] == 0.6
+    suspects = sorted((one["tasks"]["tissue"]["quality"]["grey"]["dice"], one["subject_id"]) for one in told["subjects"])
+    assert [(one["dice"], one["subject_id"]) for one in told["look_first"]] == suspects
+    lines = done.stderr.split("expected Dice is below 0.9:\n")[1].splitlines()
+    assert lines == [f"  {name}: tissue/grey {dice:.2f}" for dice, name in suspects]
+    with Path(told["volumes"]).open() as file:
+        rows = list(csv.DictReader(file))
+    grey = ["tissue/grey_ml", "tissue/grey_low_ml", "tissue/grey_high_ml", "tissue/grey_dice"]
+    assert list(rows[0]) == ["subject_id", *grey, "tissue/white_ml", "tissue/white_dice"]
+    first = told["subjects"][0]["tasks"]["tissue"]
+    assert [float(rows[0][column]) for column in grey] == [
+        first["volume_ml"]["grey"], *first["volume_interval_ml"]["grey"], first["quality"]["grey"]["dice"]
+    ]  # fmt: skip
+    again = call(*given, "--output", out, "--entropy", "--probabilities", "--coverage", "0.6")
+    assert len(json.loads(again.stdout)["skipped"]) == 2 and json.loads(again.stdout)["subjects"] == told["subjects"]
 
 
 WITHOUT_DEEPSPEED = """

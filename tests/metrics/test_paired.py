@@ -145,3 +145,101 @@ def test_delong_needs_two_of_each_and_no_difference_is_no_evidence():
         delong(truth, np.zeros(3), np.zeros(3))
     truth = np.array([True, True, False, False])
     assert delong(truth, np.arange(4.0), np.exp(np.arange(4.0))).p == 1.0
+
+
+# ---- several scans of one patient -------------------------------------------------------------------------------------
+
+
+def slow_obuchowski(is_positive, scores_a, scores_b, patients):
+    """Obuchowski 1997 pair by pair: covariances of patients' sums of placements, those of positives with negatives included."""
+    names = list(dict.fromkeys(patients))
+    areas, tens, ones = [], [], []
+    for scores in (scores_a, scores_b):
+        pos, neg = [np.flatnonzero(kind) for kind in (is_positive, ~is_positive)]
+        psi = {(i, j): 1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0 for i in pos for j in neg}
+        area = sum(psi.values()) / len(psi)
+        areas.append(area)
+        tens.append([sum(sum(psi[i, j] for j in neg) / len(neg) - area for i in pos if patients[i] == n) for n in names])
+        ones.append([sum(sum(psi[i, j] for i in pos) / len(pos) - area for j in neg if patients[j] == n) for n in names])
+    m, n = is_positive.sum(), (~is_positive).sum()
+    of_pos, of_neg = (len({patients[i] for i in np.flatnonzero(kind)}) for kind in (is_positive, ~is_positive))
+    s = np.zeros((2, 2))
+    for r, q in itertools.product(range(2), range(2)):
+        s[r, q] += of_pos / ((of_pos - 1) * m) * sum(x * y for x, y in zip(tens[r], tens[q])) / m
+        s[r, q] += of_neg / ((of_neg - 1) * n) * sum(x * y for x, y in zip(ones[r], ones[q])) / n
+        for one, other in ((r, q), (q, r)):
+            s[r, q] += len(names) / (len(names) - 1) * sum(x * y for x, y in zip(tens[one], ones[other])) / (m * n)
+    contrast = np.array([-1, 1])
+    return 2 * stats.norm.sf(abs(contrast @ areas) / np.sqrt(contrast @ s @ contrast))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_delong_of_patients_equals_obuchowski_s_sums(seed):
+    rng = np.random.default_rng(seed)
+    patients = rng.permutation(np.repeat(np.arange(15), rng.integers(1, 5, 15)))
+    truth = rng.uniform(size=len(patients)) < 0.5  # a patient may be of both kinds
+    latent = truth + rng.normal(size=15)[patients]
+    a, b = (np.round(latent + rng.normal(0, 1, len(patients)), 1) for _ in range(2))
+    expected = slow_obuchowski(truth, a, b, patients.tolist())
+    assert delong(truth, a, b, patients.tolist()).p == pytest.approx(expected, rel=1e-8)
+    each = [str(i) for i in range(len(patients))]
+    assert delong(truth, a, b, each) == delong(truth, a, b)
+    assert slow_obuchowski(truth, a, b, each) == pytest.approx(delong(truth, a, b).p, rel=1e-8)
+
+
+def test_one_scan_of_each_patient_is_as_without_patients():
+    differences, each = WITH_TIES[1], list(range(80))
+    right = RNG.uniform(size=(2, 80)) < 0.6
+    assert paired.mean_interval(differences, each) == paired.mean_interval(differences)
+    assert [x.tolist() for x in paired.of_patients(differences, each)] == [differences.tolist(), [1.0] * 80]
+    assert paired.mcnemar_p(*right, each) == paired.mcnemar_p(*right)
+    assert paired.mcnemar_effect(*right, each) == paired.mcnemar_effect(*right)
+
+
+def test_of_patients_by_hand():
+    """Ill twice, well once: the third patient's scans cancel out, and what is left are two signs, alike."""
+    a, b = np.array([0, 0, 1, 0, 1]) > 0, np.array([1, 1, 0, 1, 1]) > 0
+    patients = ["p", "p", "r", "r", "s"]
+    assert paired.mcnemar_p(a, b, patients) == paired.sign_flip_p(np.array([2.0, 0.0, 0.0])) == 1.0
+    assert paired.mcnemar_p(a, b, ["p", "p", "r", "q", "s"]) == paired.sign_flip_p(np.array([2.0, -1, 1, 0])) == 0.75
+    g, low, high = paired.mcnemar_effect(a, b, patients)
+    assert g == 0.25 and -0.5 <= low < g < high <= 0.5
+    sums = np.array([5.0, -1.0, 2.0])
+    drawn = np.random.default_rng(0).integers(0, 3, (2000, 3))
+    expected = np.quantile(sums[drawn].sum(axis=1) / np.array([2.0, 1, 3])[drawn].sum(axis=1), [0.025, 0.975])
+    found = paired.mean_interval(np.array([2.0, 3, -1, 1, 1, 0]), ["a", "a", "b", "c", "c", "c"])
+    assert found == pytest.approx(tuple(expected))
+
+
+NUM_PATIENTS, NUM_SCANS, NUM_COHORTS = 40, 4, 200
+
+
+def null_cohort(rng):
+    """Two models that are equally good over all patients, and each a little better on patients of its own; four scans each."""
+    whose = np.repeat(np.arange(NUM_PATIENTS), NUM_SCANS)
+    both = rng.normal(0, 1, NUM_PATIENTS)[whose]
+    own = rng.normal(0, 0.7, (2, NUM_PATIENTS))[:, whose] + rng.normal(0, 0.5, (2, len(whose)))
+    return whose.tolist(), both, own, rng.uniform(size=NUM_PATIENTS)[whose] < 0.5
+
+
+TESTS = {
+    "wilcoxon": lambda whose, both, own, ill: paired.wilcoxon_p(np.divide(*paired.of_patients(own[1] - own[0], whose))),
+    "sign flip": lambda whose, both, own, ill: paired.sign_flip_p(
+        paired.of_patients(own[1] - own[0], whose)[0], num_permutations=199
+    ),
+    "mcnemar": lambda whose, both, own, ill: paired.mcnemar_p(*(both + own > 0), whose),
+    "delong": lambda whose, both, own, ill: delong(ill, ill + both + own[0], ill + both + own[1], whose).p,
+}
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_repeated_scans_reject_a_true_null_no_more_often_than_they_say(name):
+    """At most 5 % of 200 cohorts, within the binomial's 99.9 %; taken for independent, scans reject far more."""
+    rng, rejected = np.random.default_rng(9), {"patients": 0, "scans": 0}
+    for _ in range(NUM_COHORTS):
+        whose, *rest = null_cohort(rng)
+        for kind, given in (("patients", whose), ("scans", list(range(len(whose))))):
+            rejected[kind] += TESTS[name](given, *rest) <= 0.05
+    most = stats.binom(NUM_COHORTS, 0.05).ppf(0.999)
+    assert rejected["patients"] <= most < rejected["scans"], rejected
+    assert rejected["patients"] >= 0.01 * NUM_COHORTS  # nor never

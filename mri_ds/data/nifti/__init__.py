@@ -15,6 +15,16 @@ from mri_ds.data.nifti.affine import corner_distance_mm
 from mri_ds.data.nifti.files import stem
 from mri_ds.data.nifti.header import MAX_VOXELS
 from mri_ds.data.nifti.read import read_image, read_label
-from mri_ds.data.nifti.write import write_channels, write_image, write_label
+from mri_ds.data.nifti.write import write_channels, write_image, write_label, write_map
 
-__all__ = ["MAX_VOXELS", "corner_distance_mm", "read_image", "read_label", "stem", "write_channels", "write_image", "write_label"]
+__all__ = [
+    "MAX_VOXELS",
+    "corner_distance_mm",
+    "read_image",
+    "read_label",
+    "stem",
+    "write_channels",
+    "write_image",
+    "write_label",
+    "write_map",
+]

@@ -26,6 +26,12 @@ def write_label(path: str | Path, labels: np.ndarray, affine: np.ndarray, geomet
     _write(Path(path), labels, affine, geometry)
 
 
+def write_map(path: str | Path, values: np.ndarray, affine: np.ndarray, geometry: Geometry | None = None) -> None:
+    """Writes values (D, H, W) as float32; header and bytes as of `write_label`."""
+    assert values.ndim == 3 and values.dtype.kind == "f", (values.shape, values.dtype)
+    _write(Path(path), values, affine, geometry)
+
+
 def write_channels(
     path: str | Path, channels: Iterable[np.ndarray], num_channels: int, affine: np.ndarray, geometry: Geometry | None = None
 ) -> None:
