@@ -23,9 +23,7 @@ from mri_ds.nn.windows import Grid
 
 
 @torch.inference_mode()
-def rollout(
-    scene: Scene, targets: Sequence[Target], *, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Tensor]:
+def rollout(scene: Scene, targets: Sequence[Target], *, progress: Callable[[int, int], None] | None = None) -> dict[str, Tensor]:
     """{label: (D, H, W) float32, mean 1}; all 0 for a structure that is nowhere."""
     net = scene.net
     attentions = {f"block{i}": block.attention for i, block in enumerate(net.encoder.blocks)}

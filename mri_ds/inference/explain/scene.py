@@ -158,7 +158,9 @@ def one_network(run: Run) -> BaseMRINet:
     """The run's network. Raises InputError where there are several, or one that is shown flips."""
     if run.others or run.num_members > 1 or not isinstance(run.net, BaseMRINet):
         looks = f"{run.num_members + sum(one.num_members for one in run.others)} networks or flips are averaged"
-        raise InputError(f"{looks} here, and one look of one network is explained", fix="give a single fold or run, without flips")
+        raise InputError(
+            f"{looks} here, and one look of one network is explained", fix="give a single fold or run, without flips"
+        )
     return run.net
 
 
