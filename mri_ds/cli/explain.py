@@ -43,7 +43,7 @@ def explain(
     again: Annotated[bool, typer.Option("--again", help="Make also what is there already.")] = False,
     json: Json = False,
 ) -> None:
-    """Explain predictions: maps of attention, occlusion, gradients and experts, curves of the heads, what tasks read of one another.
+    """Explain predictions: maps of attention, occlusion, gradients and experts, curves of heads, what tasks read of one another.
 
     Maps are NIfTI on each input's own grid, in units: mL of a structure, a class's probability, a value's own. DIR/explain.json
     lists all files. What is there already is skipped, and a call that was cut short goes on where it was. Gradients need

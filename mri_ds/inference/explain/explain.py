@@ -1,6 +1,6 @@
 """From image files to explanations in files: one subject or many, of which some may fail.
 
-In: a run, inputs as for `predict`.  Out: see subject_maps.py; kan_TASK.json and .png for each head; explain.json, an index of all.
+In: a run, inputs as for `predict`.  Out: see subject_maps.py; kan_TASK.json and .png of each head; explain.json, an index.
 """
 
 from collections.abc import Sequence

@@ -53,7 +53,7 @@ def check_captum() -> Any:
 def integrated_gradients(
     scene: Scene, target: Target, *, steps: int = STEPS, progress: Callable[[int, int], None] | None = None
 ) -> Attribution:
-    """steps: points of the integral (Gauss-Legendre), each of which costs every window three passes; a single window two."""
+    """steps: points of the integral (Gauss-Legendre), each of which costs every window three passes, a single one two."""
     captum_attr = check_captum()
     baseline = torch.full_like(scene.image, scene.fill)
     done: Iterator[int] = iter(range(1, steps + 1))
@@ -95,6 +95,8 @@ def value_along(scene: Scene, target: Target, image: Tensor, choices: Choices) -
 def value_and_gradient(scene: Scene, target: Target, image: Tensor, choices: Choices) -> tuple[Tensor, Tensor]:
     """The target's value, a scalar, and its gradient (1, C, D, H, W): exactly that of all windows joined."""
     padded = scene.with_fill(image)
+    if len(choices) == 1:
+        return _of_one_window(scene, target, padded, choices[0])
     with torch.no_grad():
         whole = _joined(scene, _looks(scene, target, padded, choices))
     with torch.enable_grad():
@@ -109,6 +111,14 @@ def value_and_gradient(scene: Scene, target: Target, image: Tensor, choices: Cho
         (found,) = torch.autograd.grad(output, window, _of_window(scene, of_whole, number))
         gradient[(ALL, ALL, *scene.place(number))] += found
     return value.detach(), gradient[(ALL, ALL, *scene.crop)]
+
+
+def _of_one_window(scene: Scene, target: Target, padded: Tensor, chosen: list[Tensor]) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad(), ChooseAgain(chosen):
+        window = padded.clone().requires_grad_()
+        value = value_of(scene, target, _joined(scene, iter([scene.look(window)[target.task]])))
+    (found,) = torch.autograd.grad(value, window)
+    return value.detach(), found[(ALL, ALL, *scene.crop)]
 
 
 def _looks(scene: Scene, target: Target, padded: Tensor, choices: Choices) -> Iterator[Tensor]:

@@ -114,7 +114,7 @@ class Scene:
         return self._in_box(apply_weights(amounts, dealt).float().numpy(), 0)
 
     def ids_to_native(self, ids: Tensor) -> np.ndarray:
-        """(D, H, W) integers -> int16 on the subject's canonical grid, those of the nearest voxel; -1 where nothing was looked at."""
+        """(D, H, W) integers -> int16 on the subject's canonical grid, of the nearest voxel; -1 where nothing was seen."""
         for axis, (n, m) in enumerate(zip(ids.shape, self._box_shape())):
             nearest = (2 * torch.arange(m, device=ids.device) + 1) * n // (2 * m)
             ids = ids.index_select(axis, nearest)
@@ -158,9 +158,7 @@ def one_network(run: Run) -> BaseMRINet:
     """The run's network. Raises InputError where there are several, or one that is shown flips."""
     if run.others or run.num_members > 1 or not isinstance(run.net, BaseMRINet):
         looks = f"{run.num_members + sum(one.num_members for one in run.others)} networks or flips are averaged"
-        raise InputError(
-            f"{looks} here, and one look of one network is explained", fix="give a single fold or run, without flips"
-        )
+        raise InputError(f"{looks} here, and one look of one network is explained", fix="give one run or one fold")
     return run.net
 
 

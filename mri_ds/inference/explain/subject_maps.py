@@ -1,7 +1,7 @@
 """One subject's explanations as files on its own grid, each made once.
 
-In: a subject's files, a Run, what is wanted.  Out: SUBJECT_KIND_....nii.gz, and SUBJECT_explain.json, which says what each file is
-and what made it. The JSON is written anew after every kind: a call that was cut short goes on with the next one; of a long
+In: a subject's files, a Run, what is wanted.  Out: SUBJECT_KIND_....nii.gz, and SUBJECT_explain.json, which says what each file
+is and what made it. The JSON is written anew after every kind: a call that was cut short goes on with the next one; of a long
 occlusion, which is the slowest, with the next box.
 """
 
