@@ -5,7 +5,7 @@ In: a Run of one network and a canonical Sample.  Out: windows, blended or chose
 Everything is as in prediction (subject.py): preparation, window places, Gaussian weights, what lies beyond the border.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -81,13 +81,13 @@ class Scene:
 
         look: (1, C, *patch) -> integers (K, *patch); returned (K, D, H, W). Of two windows alike the first counts.
         """
-        weight, _ = self.blend_weights
-        best = weight.new_zeros(self.padded.shape[2:])
+        central = _central(self.patch).to(self.image.device)
+        best = central.new_full(self.padded.shape[2:], -torch.inf)
         found: dict[str, Tensor] = {}
         for number in range(len(self.corners)):
             place = self.place(number)
-            wins = weight > best[place]
-            best[place] = torch.where(wins, weight, best[place])
+            wins = central > best[place]
+            best[place] = torch.where(wins, central, best[place])
             for name, ids in look(self.window(self.padded, number)).items():
                 whole = found.setdefault(name, ids.new_zeros((len(ids), *best.shape)))
                 whole[(ALL, *place)] = torch.where(wins, ids, whole[(ALL, *place)])
@@ -160,6 +160,12 @@ def one_network(run: Run) -> BaseMRINet:
         looks = f"{run.num_members + sum(one.num_members for one in run.others)} networks or flips are averaged"
         raise InputError(f"{looks} here, and one look of one network is explained", fix="give one run or one fold")
     return run.net
+
+
+def _central(patch: Sequence[int]) -> Tensor:
+    """How near each voxel of a window is to its centre, the larger the nearer; unlike blending weights never cut off."""
+    d, h, w = (((torch.arange(n, dtype=torch.float64) - (n - 1) / 2) / n).square() for n in patch)
+    return -(d[:, None, None] + h[:, None] + w)
 
 
 def counted(look: Look, total: int, progress: Callable[[int, int], None] | None) -> Look:
