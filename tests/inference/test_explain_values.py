@@ -1,17 +1,15 @@
 """Integrated gradients and occlusion: against captum, against autograd through all windows at once, and by completeness."""
 
-import itertools
 import math
 
 import captum.attr
 import numpy as np
 import pytest
 import torch
-from scenes import make_sample, make_scene
+from scenes import make_scene
 
 from mri_ds.inference.explain import occlusion as occlusion_module
 from mri_ds.inference.explain.gradients import (
-    ChooseAgain,
     gradients_to_the_image,
     integrated_gradients,
     routed,
@@ -23,6 +21,7 @@ from mri_ds.inference.explain.target import choose_targets, value_of
 from mri_ds.nn.sliding_window import sliding_window
 
 DENSE = {"use_moe": False}
+FEW = {"patch": (8, 8, 8)}  # voxels in a window
 
 
 def targets_of(scene, class_name="white"):
@@ -39,9 +38,9 @@ def plain_value(scene, target, image):
     return value_of(scene, target, whole[target.task])
 
 
-@pytest.mark.parametrize("shape", [(12, 16, 14), (20, 16, 14)], ids=["one window", "two"])
+@pytest.mark.parametrize("shape", [(7, 8, 6), (12, 8, 7)], ids=["one window", "two"])
 def test_the_gradient_is_that_of_all_windows_joined(shape):
-    scene = make_scene(shape, **DENSE)
+    scene = make_scene(shape, **DENSE, **FEW)
     with gradients_to_the_image(scene):
         for target in targets_of(scene):
             image = scene.image.clone().requires_grad_()
@@ -58,7 +57,7 @@ def test_the_gradient_is_that_of_all_windows_joined(shape):
 
 def test_the_gradient_reaches_a_value_through_the_structures_sizes():
     """Against differences in float64: training cuts this path, and a gradient without it would not add up."""
-    scene = make_scene((12, 16, 14), **DENSE)
+    scene = make_scene((7, 8, 6), **DENSE, **FEW)
     scene.net.double()
     age = choose_targets(scene, {}, "age", None)[0]
     image, way = scene.image.double(), torch.randn(scene.image.shape, generator=torch.Generator().manual_seed(1)).double()
@@ -72,8 +71,8 @@ def test_the_gradient_reaches_a_value_through_the_structures_sizes():
         found = float((torch.autograd.grad(value_of(scene, age, scene.look(_padded(scene, x))["age"]), x)[0] * way).sum())
     x = image.clone().requires_grad_()
     cut = float((torch.autograd.grad(value_of(scene, age, scene.look(_padded(scene, x))["age"]), x)[0] * way).sum())
-    slope = (value(image + 1e-4 * way) - value(image - 1e-4 * way)) / 2e-4
-    assert found == pytest.approx(slope, rel=1e-4) and abs(cut - slope) > 1e-2 * abs(slope)
+    slope = (value(image + 2e-3 * way) - value(image - 2e-3 * way)) / 4e-3  # the heads end in float32
+    assert found == pytest.approx(slope, rel=1e-3) and abs(cut - slope) > 1e-2 * abs(slope)
 
 
 def _padded(scene, image):
@@ -83,26 +82,26 @@ def _padded(scene, image):
 
 def test_attributions_equal_captums_own_and_sum_up_to_the_difference():
     """Two channels, two windows; captum is given the plain network, which has no experts to pin."""
-    scene = make_scene((20, 16, 14), channels=("T1w", "T2w"), **DENSE)
+    scene = make_scene((12, 8, 7), channels=("T1w", "T2w"), **DENSE, **FEW)
     target = choose_targets(scene, {}, "age", None)[0]
     found = integrated_gradients(scene, target, steps=4)
     with gradients_to_the_image(scene):
         method = captum.attr.IntegratedGradients(lambda image: plain_value(scene, target, image).reshape(1))
         baseline = torch.full_like(scene.image, scene.fill)
         expected = method.attribute(scene.image, baselines=baseline, n_steps=4, internal_batch_size=1)[0].detach()
-    assert found.of_voxels.shape == (2, 20, 16, 14)
+    assert found.of_voxels.shape == (2, 12, 8, 7)
     assert torch.allclose(found.of_voxels, expected.float(), atol=1e-4 * float(expected.abs().max()))
     assert found.gap == pytest.approx(float(found.of_voxels.double().sum()) - (found.value - found.baseline_value), abs=1e-4)
 
 
 def test_attributions_are_complete_with_experts_that_the_image_visits():
-    scene = make_scene((12, 16, 14), num_layers=2)
+    scene = make_scene((7, 8, 6), num_layers=2, **FEW)
     for target in targets_of(scene):
-        heard = []
-        found = integrated_gradients(scene, target, steps=48, progress=lambda done, total: heard.append((done, total)))
-        assert heard == [(i, 48) for i in range(1, 49)]
+        heard: list[int] = []
+        found = integrated_gradients(scene, target, steps=32, progress=lambda done, total, heard=heard: heard.append(done))
+        assert heard == list(range(1, 33))
         difference = found.value - found.baseline_value
-        assert abs(found.gap) < 0.01 * abs(difference), (target.task, found.gap, difference)
+        assert abs(found.gap) < 0.02 * abs(difference), (target.task, found.gap, difference)
         image = scene.image.clone()
         assert found.value == pytest.approx(float(plain_value(scene, target, image).detach()), rel=1e-5)
         image[:] = scene.fill
@@ -119,7 +118,7 @@ def test_experts_stay_those_of_the_image_along_the_path():
     _, others = routed(scene, target, nothing)
     assert any(not torch.equal(a, b) for a, b in zip(choices[0], others[0]))
     assert value_along(scene, target, nothing, choices) != value_along(scene, target, nothing, others)
-    assert len(choices) == 1 and [c.shape for c in choices[0]] == [(64, 2)] * 2 and ChooseAgain
+    assert len(choices) == 1 and [c.shape for c in choices[0]] == [(64, 2)] * 2
 
 
 def test_what_is_shared_out_keeps_its_sum_on_any_grid():
@@ -140,13 +139,13 @@ def test_what_is_shared_out_keeps_its_sum_on_any_grid():
     assert np.array_equal(scene.share_out(amounts), amounts.numpy())
 
 
-@pytest.mark.parametrize(("shape", "kept"), [((12, 16, 14), 2**30), ((16, 16, 26), 0)], ids=["one window", "three, none kept"])
+@pytest.mark.parametrize(("shape", "kept"), [((7, 8, 6), 2**30), ((8, 8, 13), 0)], ids=["one window", "three, none kept"])
 def test_occlusion_equals_captums(shape, kept, monkeypatch):
     """All windows seen again for every box, by captum; ours sees only those that the box reaches."""
     monkeypatch.setattr(occlusion_module, "KEPT_BYTES", kept)
-    scene = make_scene(shape)
+    scene = make_scene(shape, **FEW)
     targets = targets_of(scene)
-    size, step = (8, 10, 8), (5, 6, 8)
+    size, step = (4, 5, 4), (3, 3, 4)
     maps = occlusion(scene, targets, size=size, step=step)
 
     def values(image):
@@ -186,9 +185,8 @@ def test_occlusion_goes_on_where_it_was():
     with pytest.raises(KeyboardInterrupt):
         occlusion(scene, targets, size=(8, 8, 8), step=(8, 8, 8), effects=effects, progress=stop)
     assert effects.isnan().ravel().tolist() == [False] * 5 + [True] * 3
-    looks = itertools.count()
-    handle = scene.net.register_forward_hook(lambda *_: next(looks) and None)
+    looks: list[int] = []
+    handle = scene.net.register_forward_hook(lambda *_: looks.append(1))
     again = occlusion(scene, targets, size=(8, 8, 8), step=(8, 8, 8), effects=effects)["age"]
     handle.remove()
-    assert torch.equal(again, whole) and next(looks) == 1 + 3, "the image as it is, and three boxes"
-    assert make_sample((4, 4, 4))["subject_id"] == "made"
+    assert torch.equal(again, whole) and len(looks) == 1 + 3, "the image as it is, and three boxes"

@@ -40,14 +40,18 @@ def kan_curves(run: Run, net: BaseMRINet, *, num_points: int = POINTS) -> dict[s
     check_kan(net)
     heads = net.volume_heads
     assert heads is not None
-    found = {}
+    found: dict[str, list[Curves]] = {}
     for task in heads.tasks:
         config = run.config.tasks[task]
-        first, second = heads.heads.head_of(task)
-        hidden = [f"hidden {i}" for i in range(first.linear.out_features)]  # type: ignore[union-attr]
-        outputs = (config.classes or [f"{task} ({config.unit})" if config.unit else task]) + ["log variance"]
-        layers = [(first, _input_names(run, net), hidden), (second, hidden, outputs[: second.linear.out_features])]  # type: ignore[union-attr]
-        found[task] = [Curves(ins, outs, *(part.cpu() for part in layer.curves(num_points))) for layer, ins, outs in layers]  # type: ignore[operator]
+        ends = (config.classes or [f"{task} ({config.unit})" if config.unit else task]) + ["log variance"]
+        names = _input_names(run, net)
+        found[task] = []
+        for layer in heads.heads.head_of(task):
+            assert isinstance(layer, OptimizedKANLayer)
+            x, y = (part.cpu() for part in layer.curves(num_points))
+            outputs = ends[: len(y)] if found[task] else [f"hidden {i}" for i in range(len(y))]
+            found[task].append(Curves(names, outputs, x, y))
+            names = outputs
     return found
 
 

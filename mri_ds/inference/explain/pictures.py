@@ -22,8 +22,8 @@ def draw_curves(path: Path, layers: Sequence[Curves], title: str) -> Path:
     rows = [-(-len(layer.inputs) // COLUMNS) for layer in layers]
     figure = Figure(figsize=(2.1 * COLUMNS, 1.7 * sum(rows) + 0.6 * len(rows) + 0.5), layout="constrained")
     figure.suptitle(title, parse_math=False)
-    parts = np.atleast_1d(figure.subfigures(len(layers), 1, height_ratios=rows))
-    for number, (part, layer, num_rows) in enumerate(zip(parts, layers, rows), start=1):
+    parts = figure.subfigures(len(layers), 1, squeeze=False, height_ratios=rows)
+    for number, (part, layer, num_rows) in enumerate(zip(parts[:, 0], layers, rows), start=1):
         part.suptitle(f"layer {number}: what each input adds to {_listed(layer.outputs)}", fontsize=9, parse_math=False)
         grid = part.subplots(num_rows, COLUMNS, sharey=True, squeeze=False).ravel()
         for i, axes in enumerate(grid):

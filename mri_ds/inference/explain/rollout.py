@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mri_ds.inference.explain.attention_maps import image_shares, inputs_of, pull_back
 from mri_ds.inference.explain.scene import Scene, counted
@@ -26,7 +26,7 @@ from mri_ds.nn.windows import Grid
 def rollout(scene: Scene, targets: Sequence[Target], *, progress: Callable[[int, int], None] | None = None) -> dict[str, Tensor]:
     """{label: (D, H, W) float32, mean 1}; all 0 for a structure that is nowhere."""
     net = scene.net
-    attentions = {f"block{i}": block.attention for i, block in enumerate(net.encoder.blocks)}
+    attentions: dict[str, nn.Module] = {f"block{i}": block.attention for i, block in enumerate(net.encoder.blocks)}  # type: ignore[misc]
     readers = {"image": net.cross_task.read_image, "tasks": net.cross_task.read_tasks} if net.cross_task is not None else {}
 
     def look(window: Tensor) -> dict[str, Tensor]:
