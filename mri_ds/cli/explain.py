@@ -1,9 +1,10 @@
 """The command `explain`: why a run predicts what it does, as maps on the input's own grid, curves and a matrix."""
 
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +33,7 @@ def explain(
         str | None,
         typer.Option("--occluder", metavar="EDGE", help="Of the covering box, 20mm or 8vox. Default: a quarter of a window."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=2, help="Of the path that gradients are integrated along.")] = 32,
+    steps: Annotated[int, typer.Option("--steps", min=2, help="Of the path that gradients are integrated along.")] = 50,
     overlap: Annotated[
         float | None, typer.Option("--overlap", min=0, max=0.95, help="Of windows. Default: the config's.")
     ] = None,
@@ -65,7 +66,7 @@ def explain(
         wanted = Wanted(kinds, task, class_name, overlap, occluder, steps, again)
         chosen = series_of_channels(parse_series(series or []), run.channels)
         result = run_explain(run, [*inputs, *(more or [])], output, wanted, series=chosen, watch=_bar)
-    for line in [*notes, *result.left_out]:
+    for line in [*notes, *result.left_out, *_rough(result.subjects)]:
         print(f"note: {line}", file=sys.stderr)
     skipped = sum(len(one["skipped"]) for one in result.subjects)
     if skipped:
@@ -80,6 +81,16 @@ def explain(
         print(f"error: {reason}" if total == 1 else f"error: {name}: {reason}", file=sys.stderr)
     if code:
         raise typer.Exit(code)
+
+
+def _rough(subjects: list[dict[str, Any]]) -> Iterator[str]:
+    """A line about each integral that does not add up well."""
+    for told in subjects:
+        entry = told["explanations"].get("gradients", {"maps": []})
+        for one in (one for one in entry["maps"] if one["is_rough"]):
+            share = abs(one["gap"]) / (abs(one["value"] - one["baseline_value"]) or 1)
+            steps = entry["settings"]["steps"]
+            yield f"gradients of {told['subject_id']} {one['task']}: off by {share:.0%} with {steps} steps; --steps takes more"
 
 
 def _bar(name: str) -> AbstractContextManager[console.Progress]:

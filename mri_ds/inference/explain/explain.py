@@ -3,6 +3,7 @@
 In: a run, inputs as for `predict`.  Out: see subject_maps.py; kan_TASK.json and .png of each head; explain.json, an index.
 """
 
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -55,7 +56,7 @@ def explain(
     """
     check_wanted(run, wanted)
     subjects, left_out = find_inputs(list(inputs), run.channels, series)
-    kan = _write_curves(run, out) if "kan" in wanted.kinds else {}
+    kan = _write_curves(run, out, again=wanted.again) if "kan" in wanted.kinds else {}
     done, failed, num_bad = [], {}, 0
     for files in subjects:
         try:
@@ -68,10 +69,20 @@ def explain(
     return result
 
 
-def _write_curves(run: Run, out: Path) -> dict[str, dict[str, str]]:
+def _write_curves(run: Run, out: Path, *, again: bool) -> dict[str, dict[str, str]]:
+    """The picture first: a task whose JSON is there, of the same weights, is done."""
     written = {}
     for task, layers in kan_curves(run, one_network(run)).items():
-        curves = write_json(out / f"kan_{task}.json", {"task": task, "layers": [layer.as_dict() for layer in layers]})
-        picture = draw_curves(out / f"kan_{task}.png", layers, f"{task}: learned curves")
+        curves, picture = out / f"kan_{task}.json", out / f"kan_{task}.png"
+        if again or not picture.is_file() or not _is_of(curves, run):
+            draw_curves(picture, layers, f"{task}: learned curves")
+            write_json(curves, {"task": task, "checkpoint": run.digest, "layers": [layer.as_dict() for layer in layers]})
         written[task] = {"curves": curves.name, "picture": picture.name}
     return written
+
+
+def _is_of(path: Path, run: Run) -> bool:
+    try:
+        return bool(run.digest) and json.loads(path.read_bytes())["checkpoint"] == run.digest
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -25,7 +25,8 @@ from mri_ds.inference.explain.target import Target, value_of
 from mri_ds.nn.recomputation import ChooseAgain, KeepChoices
 from mri_ds.nn.sliding_window import ALL
 
-STEPS = 32
+STEPS = 50
+MOST_GAP = 0.05  # of the difference: more is told
 Choices = list[list[Tensor]]  # of each window, what every router chose
 
 
@@ -38,6 +39,11 @@ class Attribution:
     baseline_value: float
     rerouted_value: float
     gap: float
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether the integral wants more steps."""
+        return abs(self.gap) > MOST_GAP * abs(self.value - self.baseline_value)
 
 
 def check_captum() -> Any:

@@ -13,31 +13,36 @@ from matplotlib.figure import Figure
 from mri_ds.inference.explain.kan_curves import Curves
 
 COLUMNS = 6
+CELL, HEAD = (2.1, 1.6), 0.5  # inches; places are counted, since a layout that is solved for takes seconds for forty plots
 DPI = 110
 MOST_NAMED = 12  # curves in one plot that a legend can tell apart
 
 
 def draw_curves(path: Path, layers: Sequence[Curves], title: str) -> Path:
-    """One small plot for every input of every layer, with a line for each output."""
+    """One small plot for every input of every layer, with a line for each output; a layer has one scale."""
     rows = [-(-len(layer.inputs) // COLUMNS) for layer in layers]
-    figure = Figure(figsize=(2.1 * COLUMNS, 1.7 * sum(rows) + 0.6 * len(rows) + 0.5), layout="constrained")
-    figure.suptitle(title, parse_math=False)
-    parts = figure.subfigures(len(layers), 1, squeeze=False, height_ratios=rows)
-    for number, (part, layer, num_rows) in enumerate(zip(parts[:, 0], layers, rows), start=1):
-        part.suptitle(f"layer {number}: what each input adds to {_listed(layer.outputs)}", fontsize=9, parse_math=False)
-        grid = part.subplots(num_rows, COLUMNS, sharey=True, squeeze=False).ravel()
-        for i, axes in enumerate(grid):
-            if i >= len(layer.inputs):
-                axes.set_axis_off()
-                continue
-            for o, name in enumerate(layer.outputs):
-                axes.plot(layer.x[:, i], layer.y[o, i], linewidth=1, label=name)
-            axes.axhline(0, color="0.8", linewidth=0.6, zorder=0)
-            axes.set_title(layer.inputs[i], fontsize=7, parse_math=False)
+    height = HEAD + sum(HEAD + num * CELL[1] for num in rows)  # inches, from the top down
+    figure = Figure(figsize=(COLUMNS * CELL[0], height))
+    figure.text(0.5, 1 - 0.3 * HEAD / height, title, ha="center", va="top", fontsize=12, parse_math=False)
+    top = HEAD
+    for number, (layer, num_rows) in enumerate(zip(layers, rows), start=1):
+        said = f"layer {number}: what each input adds to {_listed(layer.outputs)}"
+        figure.text(0.02, 1 - (top + 0.2 * HEAD) / height, said, va="top", fontsize=9, parse_math=False)
+        top += HEAD
+        for i, name in enumerate(layer.inputs):
+            corner = (i % COLUMNS * CELL[0] + 0.4, height - top - (i // COLUMNS + 1) * CELL[1] + 0.25)
+            of_cell = (corner[0] / (COLUMNS * CELL[0]), corner[1] / height, 0.72 / COLUMNS, (CELL[1] - 0.55) / height)
+            axes = figure.add_axes(of_cell)
+            for o, output in enumerate(layer.outputs):
+                axes.plot(layer.x[:, i], layer.y[o, i], linewidth=1, label=output)
+            axes.set_ylim(float(layer.y.min()) - 1e-6, float(layer.y.max()) + 1e-6)
+            axes.locator_params(nbins=3)
+            axes.set_title(name, fontsize=7, pad=3, parse_math=False)
             axes.tick_params(labelsize=6)
-        if len(layer.outputs) <= MOST_NAMED:
-            for text in grid[0].legend(fontsize=6, frameon=False).get_texts():
-                text.set_parse_math(False)
+            if i == 0 and len(layer.outputs) <= MOST_NAMED:
+                for text in axes.legend(fontsize=5, frameon=False).get_texts():
+                    text.set_parse_math(False)
+        top += num_rows * CELL[1]
     return _save(figure, path)
 
 

@@ -121,6 +121,7 @@ def _gradients(job: Job, report: Progress) -> Told:
                 "baseline_value": found.baseline_value,
                 "baseline_value_rerouted": found.rerouted_value,
                 "gap": found.gap,
+                "is_rough": found.is_rough,
                 "by_channel": dict(zip(job.scene.run.channels, sums)),
             }
         )
