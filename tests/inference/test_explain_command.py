@@ -115,7 +115,7 @@ def test_the_files_numbers_are_those_of_the_predictions(explained, run_dir, imag
     for one in explanations["occlusion"]["maps"]:
         shown = nib.load(out / one["file"]).get_fdata()
         assert shown.max() <= one["largest_fall"] + 1e-6 and -shown.min() <= one["largest_rise"] + 1e-6
-    assert explanations["occlusion"]["settings"]["box_voxels"] == [6, 5, 4]  # 6 mm of 1.0, 1.1 and 1.5
+    assert explanations["occlusion"]["settings"]["box_voxels"] == [6, 6, 4]  # 6 mm of 9.6 / 10, 7.2 / 7 and 10.2 / 7 mm
 
 
 def test_expert_maps_curves_and_the_matrix_of_tasks(explained, run_dir, image):
