@@ -49,6 +49,7 @@ setup(
     extras_require={
         "albumentations": ["albumentations>=2.0.8"],  # or albumentationsx, its AGPL successor: the same import name
         "dicom": DICOM,
+        "explain": ["captum>=0.9,<0.10"],  # mri-ds explain --what gradients; below 0.9 it holds numpy under 2
         "preprocess": ["SimpleITK>=2.5"],  # data.bias_correction
         "track": ["wandb>=0.20"],  # training.wandb
         "dev": [
@@ -67,6 +68,7 @@ setup(
             "torchio>=1.2",
             "albumentations>=2.0.8",
             "SimpleITK>=2.5",
+            "captum>=0.9,<0.10",
             *DICOM,
         ],
     },

@@ -56,6 +56,7 @@ class VolumeHeads(nn.Module):
         super().__init__()
         self.tasks = dict(tasks)
         self.predict_variance = predict_variance  # of regression tasks, see sample.log_variance
+        self.regions_have_gradient = False  # an explanation needs the gradient that training must not have, see relative_size
         self.region_statistics = dict(regions)
         num_regions = sum(len(region.mean) for region in regions.values())
         self.token = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, token_features), nn.Tanh())
@@ -66,7 +67,8 @@ class VolumeHeads(nn.Module):
     def forward(self, task_tokens: torch.Tensor, logits: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         features = self.token(task_tokens)  # (B, T, token_features)
         if self.regions is not None:
-            sizes = [relative_size(logits[task], region) for task, region in self.region_statistics.items()]
+            sizes_of = _relative_size if self.regions_have_gradient else relative_size
+            sizes = [sizes_of(logits[task], region) for task, region in self.region_statistics.items()]
             regions = torch.cat(sizes, dim=1).to(features)
             regions = torch.cat([regions, self.regions(regions)], dim=1)  # (B, 2R)
             features = torch.cat([features, regions[:, None].expand(-1, features.shape[1], -1)], dim=-1)
@@ -84,6 +86,10 @@ def relative_size(logits: torch.Tensor, region: RegionStatistics) -> torch.Tenso
     Taken of the log of its soft share of the volume: differences of logs are log ratios, so "ventricles relative to brain" is one
     linear combination away. No gradient flows back: a regression loss must not bend the segmentation.
     """
+    return _relative_size(logits, region)
+
+
+def _relative_size(logits: torch.Tensor, region: RegionStatistics) -> torch.Tensor:
     share = _shares(logits).clamp_min(SHARE_FLOOR)
     mean, std = (torch.tensor(x, device=logits.device, dtype=torch.float32) for x in (region.mean, region.std))
     return ((share.log() - mean) / std.clamp_min(LEAST_STD)).clamp(-FURTHEST, FURTHEST)

@@ -86,7 +86,7 @@ def predict_one(
     Raises InputError for what is missing, unreadable or of another number of channels than the network's.
     """
     source = fingerprint(files)
-    canonical, affine = _read(run, files, ranks)
+    canonical, affine = read_canonical(run, files, ranks)
     with tempfile.TemporaryDirectory(dir=_made(out) if choices.probabilities else None) as scratch:
         try:
             predictions = predict_sample(
@@ -138,7 +138,7 @@ def done_before(run: Run, files: SubjectFiles, out: Path, choices: Choices) -> T
     return {"subject_id": files.subject_id, "tasks": told["tasks"], "files": {**written, "json": str(path)}}
 
 
-def _read(run: Run, files: SubjectFiles, ranks: Ranks | None) -> tuple[Sample, np.ndarray]:
+def read_canonical(run: Run, files: SubjectFiles, ranks: Ranks | None = None) -> tuple[Sample, np.ndarray]:
     """The subject in canonical orientation, and its own affine. What one rank cannot read, all refuse."""
     reason, failure = "", None
     try:

@@ -30,10 +30,10 @@ def recomputed(run: Callable[..., Any], *args: Any) -> Any:
 
 def _pinned_choices() -> tuple[TorchFunctionMode, TorchFunctionMode]:
     chosen: list[torch.Tensor] = []
-    return _Keep(chosen), _ChooseAgain(chosen)
+    return KeepChoices(chosen), ChooseAgain(chosen)
 
 
-class _Keep(TorchFunctionMode):
+class KeepChoices(TorchFunctionMode):
     """Notes the indices of every `topk`, in order. Seen from Python, where nothing else is slowed down."""
 
     def __init__(self, chosen: list[torch.Tensor]) -> None:
@@ -47,14 +47,14 @@ class _Keep(TorchFunctionMode):
         return out
 
 
-class _ChooseAgain(TorchFunctionMode):
+class ChooseAgain(TorchFunctionMode):
     """Writes over the indices of every `topk` those that were noted; a second backward pass starts at the first again."""
 
     def __init__(self, chosen: list[torch.Tensor]) -> None:
         super().__init__()
         self.chosen, self.next = chosen, 0
 
-    def __enter__(self) -> "_ChooseAgain":
+    def __enter__(self) -> "ChooseAgain":
         self.next = 0
         return super().__enter__()  # type: ignore[return-value]
 

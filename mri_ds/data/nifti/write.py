@@ -53,12 +53,15 @@ def write_channels(
             partial.unlink(missing_ok=True)
 
 
-def write_image(path: str | Path, image: np.ndarray, affine: np.ndarray) -> None:
-    """Writes an image (C, D, H, W) or (D, H, W): integers in the smallest type that holds them, the rest as float32."""
+def write_image(path: str | Path, image: np.ndarray, affine: np.ndarray, geometry: Geometry | None = None) -> None:
+    """Writes an image (C, D, H, W) or (D, H, W): integers in the smallest type that holds them, the rest as float32.
+
+    geometry: of a 3-D image, as for `write_label`.
+    """
     assert image.ndim in (3, 4), image.shape
     if image.ndim == 4:
         image = image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, 3)
-    _write(Path(path), image, affine)
+    _write(Path(path), image, affine, geometry)
 
 
 def _write(path: Path, voxels: np.ndarray, affine: np.ndarray, geometry: Geometry | None = None) -> None:
