@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from mri_ds.cli import console
-from mri_ds.config import nearest
+from mri_ds.cli.choices import one_of, option_of
 from mri_ds.errors import InputError
 
 DTYPES = ["fp32", "bf16"]
@@ -14,7 +14,7 @@ ERRORS = ["gradient", "norm", "loss", "update"]
 
 def parity(
     ranks: Annotated[list[int], typer.Option("--ranks", min=1, max=64, help="How many ranks; may be repeated.")] = [1, 2, 4],  # noqa: B006
-    dtype: Annotated[list[str], typer.Option("--dtype", help=f"{' or '.join(DTYPES)}; may be repeated.")] = DTYPES,
+    dtype: Annotated[list[str], option_of("--dtype", DTYPES, " May be repeated.")] = DTYPES,
     quick: Annotated[bool, typer.Option("--quick", help="One case of each layout instead of every combination.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
@@ -27,8 +27,7 @@ def parity(
     Example: `mri-ds parity --ranks 2 --dtype fp32 --json`
     """
     for one in dtype:
-        if one not in DTYPES:
-            raise InputError(f"unknown dtype {one!r}", where="--dtype", fix=nearest(one, DTYPES))
+        one_of(one, DTYPES, "--dtype")
     for count in ranks:
         if count & (count - 1) or count > 8:
             raise InputError(f"{count} ranks cannot share the 8 subjects of a batch", where="--ranks", fix="use 1, 2, 4 or 8")

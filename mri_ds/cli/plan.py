@@ -6,13 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from mri_ds.cli import console
+from mri_ds.cli.choices import one_of, option_of
 from mri_ds.cli.train import DS_CONFIGS
-from mri_ds.config import SCALES, nearest
-from mri_ds.errors import InputError
+from mri_ds.config import SCALES
 
 
 def plan(
-    scale: Annotated[str, typer.Option("--scale", help=f"One of {', '.join(SCALES)}.")] = "small",
+    scale: Annotated[str, option_of("--scale", SCALES)] = "small",
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="How many machines.")] = 1,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Ranks on each of them.")] = 1,
     device: Annotated[str, typer.Option("--device", help="Such as h200, h100, a100; cpu is this machine, measured.")] = "h200",
@@ -33,12 +33,10 @@ def plan(
 
     Example: `mri-ds plan --scale xl --nodes 8 --slots 8 --device h200 --json`
     """
-    if scale not in SCALES:
-        raise InputError(f"unknown scale {scale!r}", where="--scale", fix=nearest(scale, list(SCALES)))
+    one_of(scale, SCALES, "--scale")
     from mri_ds.training.devices import DEVICES
 
-    if device not in DEVICES:
-        raise InputError(f"unknown device {device!r}", where="--device", fix=nearest(device, list(DEVICES)))
+    one_of(device, DEVICES, "--device")
     with console.stdout_for_result():
         from mri_ds.training.plan.report import make_plan
         from mri_ds.training.plan.science import science_of
