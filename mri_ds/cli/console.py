@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mri_ds.errors import InputError
 from mri_ds.quiet import is_quiet
 
 PLAIN_LINE_EVERY_S = 5.0
+PIPED_WIDTH = 1000  # columns; rich would cut at 80
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -30,6 +31,34 @@ def print_error(err: Exception) -> None:
     """One line on stderr; under a launcher every rank but the first says which one it is."""
     rank = os.environ.get("RANK", "0")
     print(f"error: {err}" if rank == "0" else f"error (rank {rank}): {err}", file=sys.stderr, flush=True)
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", left: int = 1) -> None:
+    """A table on stdout. The first `left` columns begin at the left, the others, numbers, end at the right.
+
+    As wide as the terminal, where long text is wrapped; piped, as wide as it is: a line of the file is a row of the table.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    is_terminal = sys.stdout.isatty()
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD if is_terminal else None, pad_edge=False)
+    for number, heading in enumerate(headings):
+        is_last = number == len(headings) - 1
+        table.add_column(
+            heading, justify="left" if number < left else "right", overflow="fold", no_wrap=not (is_last and number < left)
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    if is_terminal:
+        Console().print(table)
+        return
+    console = Console(width=PIPED_WIDTH, color_system=None)
+    with console.capture() as text:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from mri_ds.cli import (
     cross_validate,
     data,
     doctor,
+    init,
     network,
     parity,
     plan,
@@ -34,6 +35,7 @@ from mri_ds.errors import InputError, RunError
 from mri_ds.quiet import be_quiet
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init.init,
     "synthesize": data.synthesize,
     "series": data.series,
     "shard": data.shard,
