@@ -99,7 +99,8 @@ def test_a_path_that_is_not_there_is_one_line(name: tuple[str, ...], tmp_path: P
     assert result.exit_code == 2, result.output
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and str(absent) in errors[0], result.stderr
-    assert "Traceback" not in result.output and result.stdout == ""
+    assert "Traceback" not in result.output
+    assert result.stdout == "" or name == ("doctor",)  # whose result is what it finds
 
 
 @pytest.mark.parametrize("name", COMMANDS, ids=IDS)
@@ -116,14 +117,18 @@ def check_cross_validate(tmp_path: Path) -> None:
     assert "no shards here" in refusal("cross-validate", "--jsno", "--data", tmp_path)
 
 
+def reference() -> str:
+    return CLI_README.read_text().split("<!-- commands:")[1].split("<!-- end of commands -->")[0]
+
+
 def test_the_reference_lists_every_command() -> None:
-    listed = re.findall(r"^\| `mri-ds ([a-z -]+)` \|", CLI_README.read_text(), flags=re.MULTILINE)
+    listed = re.findall(r"^\| `mri-ds ([a-z -]+)` \|", reference(), flags=re.MULTILINE)
     assert sorted(listed) == sorted(" ".join(name) for name in COMMANDS)
 
 
 def test_the_reference_lists_every_option() -> None:
     """`--name` in a command's row, but for --json and --help, which all have."""
-    rows = dict(re.findall(r"^\| `mri-ds ([a-z -]+)` \|[^|]*\|([^|]*)\|", CLI_README.read_text(), flags=re.MULTILINE))
+    rows = dict(re.findall(r"^\| `mri-ds ([a-z -]+)` \|[^|]*\|([^|]*)\|", reference(), flags=re.MULTILINE))
     for name, command in COMMANDS.items():
         told = set(re.findall(r"--[\w-]+", rows[" ".join(name)]))
         own = {param.opts[0] for param in command.params if param.opts[0].startswith("--") and not param.hidden}
