@@ -62,8 +62,7 @@ def doctor(
         findings = [finding.as_dict() for finding in result.findings]
         console.print_json({"passed": not findings, "findings": findings, "checked": result.checked})
     else:
-        for finding in result.findings:
-            print(finding)
+        console.print_findings(result.findings)
     if result.findings:
         raise InputError(f"{len(result.findings)} findings", where=ds_config, fix="mend what is listed and ask again")
     if not json:

@@ -29,6 +29,5 @@ def info(
     if json:
         console.print_json(facts)
         return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        print(f"{name:<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
+    rows = [[name, f"{value:,}" if isinstance(value, int) else str(value)] for name, value in facts.items()]
+    console.print_table([], rows, left=2)

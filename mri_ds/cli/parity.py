@@ -46,14 +46,13 @@ def parity(
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    layout = f"{'ranks':>5} {'zero':>4} {'ep':>2} {'recompute':>9} {'accum':>5}"
-    print(f"{layout} {'optim':>6} {'dtype':>5} {' '.join(f'{name:>9}' for name in ERRORS)}")
+    headings = ["ranks", "ZeRO", "EP", "recompute", "accumulation", "optimizer", "dtype", *ERRORS, ""]
+    told = []
     for row in rows:
-        told = [f"{error:>9.1e}" if (error := row[f"{name}_error"]) is not None else f"{'-':>9}" for name in ERRORS]
-        layout = (
-            f"{row['ranks']:>5} {row['zero']:>4} {row['ep']:>2} {'yes' if row['recompute'] else 'no':>9} {row['accumulation']:>5}"
-        )
-        verdict = "" if row["passed"] else f"  DIFFERS: {row.get('error') or row['worst']}"
-        print(f"{layout} {row['optimizer']:>6} {row['dtype']:>5} {' '.join(told)}{verdict}")
+        errors = [f"{error:.1e}" if (error := row[f"{name}_error"]) is not None else "-" for name in ERRORS]
+        verdict = "" if row["passed"] else f"DIFFERS: {row.get('error') or row['worst']}"
+        layout = [row["ranks"], row["zero"], row["ep"], "yes" if row["recompute"] else "no", row["accumulation"]]
+        told.append([*map(str, layout), row["optimizer"], row["dtype"], *errors, verdict])
+    console.print_table(headings, told, left=0)
     failed = sum(not row["passed"] for row in rows)
     print(f"{len(rows) - failed} of {len(rows)} cases equal the plain process")

@@ -76,10 +76,13 @@ def _print_layout(title: str, one: dict[str, Any]) -> None:
         f"micro-batch {layout['micro_batch']} x {layout['accumulation']} on {layout['ranks']} ranks"
     )
     verdict = "fits" if memory["fits"] else "TOO MUCH"
-    print(f"  memory of a rank {memory['peak'] / 1e9:8.2f} GB of {memory['device'] / 1e9:.0f}, {verdict}")
-    for name in ("weights", "gathered", "gradients", "optimizer", "bucket", "sending", "update", "activations", "runtime"):
-        if memory[name]:
-            print(f"    {name:<14} {memory[name] / 1e9:8.3f}")
-    for one_kind in one["communication"]:
-        print(f"  {one_kind['what']:<22} {one_kind['bytes_sent'] / 1e9:8.3f} GB a step, {one_kind['seconds'] * 1e3:.1f} ms")
-    print(f"  step {time['step'] * 1e3:.1f} ms ({time['efficiency']:.0%} of it work), {one['samples_per_s']:.1f} samples/s")
+    names = ("weights", "gathered", "gradients", "optimizer", "bucket", "sending", "update", "activations", "runtime")
+    held = [[name, f"{memory[name] / 1e9:.3f}"] for name in names if memory[name]]
+    peak = ["at the peak", f"{memory['peak'] / 1e9:.3f} of {memory['device'] / 1e9:.0f}, {verdict}"]
+    console.print_table(["memory of a rank", "GB"], [*held, peak])
+    if one["communication"]:
+        sent = [
+            [kind["what"], f"{kind['bytes_sent'] / 1e9:.3f}", f"{kind['seconds'] * 1e3:.1f}"] for kind in one["communication"]
+        ]
+        console.print_table(["sent by a rank in a step", "GB", "ms"], sent)
+    print(f"step {time['step'] * 1e3:.1f} ms ({time['efficiency']:.0%} of it work), {one['samples_per_s']:.1f} samples/s")

@@ -51,11 +51,11 @@ def _told(one: Outcome, hardware: Hardware, ranks: int, rank_of_it: str) -> list
     layout, held = one.layout, one.memory.peak / 1e9
     of = f"of {hardware.device.memory / 1e9:.0f} GB"
     if layout.zero == 0:
-        shared = f"every rank keeps all weights: {held:.1f} GB {of} planned" if ranks > 1 else "one rank has nobody to shard with"
+        shared = f"every rank keeps all weights: {held:.2g} GB {of} planned" if ranks > 1 else "one rank has nobody to shard with"
     else:
-        shared = f"ranks share what each would keep alone: {held:.1f} GB {of} planned"
+        shared = f"ranks share what each would keep alone: {held:.2g} GB {of} planned"
     recomputed = (
-        f"activations fit: {held:.1f} GB {of} planned" if layout.recompute == "none" else "activations would not fit else"
+        f"activations fit: {held:.2g} GB {of} planned" if layout.recompute == "none" else "activations would not fit else"
     )
     return [
         Choice(ZERO, layout.zero, f"{shared}; {rank_of_it}" if ranks > 1 else shared),
