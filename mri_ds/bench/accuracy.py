@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from mri_ds.bench.peer_networks import PEERS, PeerNet
 from mri_ds.bench.plain import Cycle, fit
-from mri_ds.config import RunConfig, TaskConfig, load_config
+from mri_ds.config import RunConfig, TaskConfig, load_config, nearest
 from mri_ds.data.fingerprint import Summary
 from mri_ds.data.index import ShardDataset
 from mri_ds.data.loader import make_loader
@@ -53,7 +53,8 @@ def bench_accuracy(
     """
     for name in contenders:
         if name not in PEERS:
-            raise InputError(f"unknown network {name!r}", where="--contenders", fix=f"use {', '.join(PEERS)}")
+            what = f"unknown network {name!r}; there are {', '.join(PEERS)}"
+            raise InputError(what, where="--contenders", fix=nearest(name, list(PEERS)))
     folds = sorted(int(path.parent.name.removeprefix("fold-")) for path in cross_validation.glob(f"fold-*/{EVALUATION}"))
     if not folds:
         raise InputError("holds no finished fold", where=cross_validation, fix="run `mri-ds cross-validate --out` with it first")

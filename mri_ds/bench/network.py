@@ -16,7 +16,7 @@ from typing import Any
 
 from mri_ds.bench.peers import PEERS
 from mri_ds.bench.scaling_rank import ANSWER
-from mri_ds.config import SCALES
+from mri_ds.config import SCALES, nearest
 from mri_ds.errors import InputError, RunError
 from mri_ds.training.launchers import free_port
 
@@ -45,7 +45,8 @@ def bench_network(
     known = [*SCALES, *(scale + COMPILED for scale in SCALES), *PEERS]
     for name in contenders:
         if name not in known:
-            raise InputError(f"unknown contender {name!r}", fix=f"use some of {', '.join([*SCALES, *PEERS])}, {COMPILED}")
+            what = f"unknown contender {name!r}; there are {', '.join([*SCALES, *PEERS])}, {COMPILED}"
+            raise InputError(what, where="--contenders", fix=nearest(name, [*SCALES, *PEERS]))
     cores = threads or len(os.sched_getaffinity(0))
     job = {"patch": patch, "batch": batch, "dtype": dtype, "steps": steps, "threads": cores}
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}

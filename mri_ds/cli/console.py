@@ -8,15 +8,20 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mri_ds.errors import InputError
 from mri_ds.quiet import is_quiet
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 PLAIN_LINE_EVERY_S = 5.0
+PIPED_WIDTH = 1000  # columns; rich would cut at 80
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -30,6 +35,53 @@ def print_error(err: Exception) -> None:
     """One line on stderr; under a launcher every rank but the first says which one it is."""
     rank = os.environ.get("RANK", "0")
     print(f"error: {err}" if rank == "0" else f"error (rank {rank}): {err}", file=sys.stderr, flush=True)
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", left: int = 1) -> None:
+    """A table on stdout. The first `left` columns begin at the left, the others, numbers, end at the right. No headings: none.
+
+    As wide as the terminal, where long text is wrapped; piped, as wide as it is: a line of the file is a row of the table.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    is_terminal = sys.stdout.isatty()
+    box = SIMPLE_HEAD if is_terminal else None
+    table = Table(title=title or None, title_justify="left", box=box, pad_edge=False, show_header=bool(headings))
+    width = len(headings or next(iter(rows), ()))
+    for number, heading in enumerate(headings or [""] * width):
+        is_last = number == width - 1
+        table.add_column(
+            heading, justify="left" if number < left else "right", overflow="fold", no_wrap=not (is_last and number < left)
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    if is_terminal:
+        Console().print(table)
+        return
+    console = Console(width=PIPED_WIDTH, color_system=None)
+    with console.capture() as text:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
+
+
+def print_findings(findings: Sequence[Any]) -> None:
+    """What was found, a dataclass each: a table on a terminal; elsewhere a line each, to search in."""
+    if not sys.stdout.isatty() or not findings:
+        for finding in findings:
+            print(finding)
+        return
+    told = [asdict(finding) for finding in findings]
+    print_table(list(told[0]), [[str(value) for value in one.values()] for one in told], left=len(told[0]))
+
+
+def stdout() -> "Console":
+    """For tables of others: as wide as the terminal, or piped as wide as they are."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 @contextmanager

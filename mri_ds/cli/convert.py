@@ -6,15 +6,14 @@ from typing import Annotated
 import typer
 
 from mri_ds.cli import console
-from mri_ds.config import nearest
-from mri_ds.errors import InputError
+from mri_ds.cli.choices import one_of, option_of
 
 FORMATS = ["safetensors", "fp32", "universal"]
 
 
 def convert(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `mri-ds train` wrote, finished or not.")],
-    to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(FORMATS)}.")] = "safetensors",
+    to: Annotated[str, option_of("--to", FORMATS)] = "safetensors",
     step: Annotated[int | None, typer.Option("--step", help="Which checkpoint. Default: the newest complete one.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: RUN/model-stepNNNNNN.safetensors or the like.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
@@ -25,8 +24,7 @@ def convert(
 
     Example: `mri-ds convert runs/first --to safetensors --step 100`
     """
-    if to not in FORMATS:
-        raise InputError(f"unknown format {to!r}", where="--to", fix=nearest(to, FORMATS))
+    one_of(to, FORMATS, "--to", "format")
     with console.stdout_for_result():
         from mri_ds.training.checkpoint.convert import convert_run
 

@@ -51,7 +51,7 @@ def cross_validate(
         return
     from mri_ds.evaluation.table import print_result
 
-    print_result(result)
+    print_result(result, console.stdout())
     missing = folds - len(result["folds"])
     print(f"{len(result['folds'])} of {folds} folds{f'; {missing} are missing' if missing else ''}: {out / 'evaluation.json'}")
 
@@ -80,7 +80,6 @@ def compare(
 
 
 def _print_comparison(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from mri_ds.evaluation.table import told_number
@@ -95,6 +94,6 @@ def _print_comparison(result: dict[str, Any]) -> None:
         difference = f"{row['difference']:+.3f} [{low:+.2f}, {high:+.2f}]"
         numbers = [f"{row['a']:.3f}", f"{row['b']:.3f}", difference, f"{row['effect']:+.2f}", f"{row['p_holm']:.2g}"]
         table.add_row(" ".join(filter(None, (row["task"], row["class"], row["figure"]))), *numbers, row["better"] or "-")
-    Console().print(table)
+    console.stdout().print(table)
     for note in result["notes"]:
         print(note)

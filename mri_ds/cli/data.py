@@ -128,12 +128,13 @@ def series(
     if json:
         console.print_json({"series": [one._asdict() for one in listed]})
         return
-    print(f"{'series':<8}{'description':<34}{'frames':>7}  {'voxels':<12}{'TR':>8}{'TE':>8}{'TI':>8}  ms")
+    rows = []
     for one in listed:
         times = [one.acquisition.get(f"{name}_time_ms") for name in ("repetition", "echo", "inversion")]
-        numbers = "".join(f"{'-' if time is None else format(time, 'g'):>8}" for time in times)
+        numbers = ["-" if time is None else format(time, "g") for time in times]
         described = one.description[:32] + (" (localiser)" if one.is_localiser else "")
-        print(f"{one.key:<8}{described:<34}{one.num_frames:>7}  {f'{one.columns} x {one.rows}':<12}{numbers}")
+        rows.append([one.key, described, str(one.num_frames), f"{one.columns} x {one.rows}", *numbers])
+    console.print_table(["series", "description", "frames", "voxels", "TR ms", "TE ms", "TI ms"], rows, left=2)
 
 
 def lint(
@@ -153,8 +154,7 @@ def lint(
     if json:
         console.print_json(result.as_dict())
     else:
-        for finding in result.findings:
-            print(finding)
+        console.print_findings(result.findings)
     num_bad = len(result.findings) if strict else result.num_errors
     if num_bad:
         raise InputError(f"{num_bad} findings", where=folder, fix="mend the source and shard it again")

@@ -22,6 +22,7 @@ from mri_ds.cli import (
     data,
     doctor,
     explain,
+    init,
     network,
     parity,
     plan,
@@ -31,10 +32,12 @@ from mri_ds.cli import (
     results,
     train,
 )
+from mri_ds.cli.usage import UsageError, wrong_usage
 from mri_ds.errors import InputError, RunError
 from mri_ds.quiet import be_quiet
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init.init,
     "synthesize": data.synthesize,
     "series": data.series,
     "shard": data.shard,
@@ -59,16 +62,29 @@ CONTEXTS: dict[str, dict[str, Any]] = {"cross-validate": cross_validate.TRAIN_OP
 
 
 class _Commands(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as err:
+            raise _refused(err, debug="--debug" in args) from None
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (InputError, RunError) as err:
-            if ctx.params.get("debug"):
-                traceback.print_exception(err)
-            console.print_error(err)
-            raise typer.Exit(2 if isinstance(err, InputError) else 1) from None
+        except (InputError, RunError, UsageError) as err:
+            raise _refused(err, debug=bool(ctx.params.get("debug"))) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+
+
+def _refused(err: Exception, *, debug: bool) -> Exception:
+    """Says what is wrong, in one line; what to raise then."""
+    if type(err).__name__ == "NoArgsIsHelpError":  # no mistake: `mri-ds bench` alone shows what there is
+        return err
+    if debug:
+        traceback.print_exception(err)
+    console.print_error(wrong_usage(err) if isinstance(err, UsageError) else err)
+    return typer.Exit(1 if isinstance(err, RunError) else 2)
 
 
 app = typer.Typer(

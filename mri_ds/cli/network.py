@@ -5,11 +5,12 @@ from typing import Annotated
 import typer
 
 from mri_ds.cli import console
+from mri_ds.cli.choices import one_of, option_of
 from mri_ds.config import SCALES
 
 
 def info(
-    scale: Annotated[str, typer.Option("--scale", help=f"One of {', '.join(SCALES)}.")] = "small",
+    scale: Annotated[str, option_of("--scale", SCALES)] = "small",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Describe a scale: parameters in total and active per token, and what a volume of 128^3 voxels costs.
@@ -18,6 +19,7 @@ def info(
 
     Example: `mri-ds info --scale xl --json`
     """
+    one_of(scale, SCALES, "--scale")
     from mri_ds.mri_network import describe
     from mri_ds.training.plan.cost import cost
 
@@ -27,6 +29,5 @@ def info(
     if json:
         console.print_json(facts)
         return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        print(f"{name:<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
+    rows = [[name, f"{value:,}" if isinstance(value, int) else str(value)] for name, value in facts.items()]
+    console.print_table([], rows, left=2)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mri_ds.cli import console
-from mri_ds.config import nearest
+from mri_ds.cli.choices import one_of, option_of
 from mri_ds.errors import InputError
 
 DTYPES = ["fp32", "bf16"]
@@ -15,7 +15,7 @@ ERRORS = ["gradient", "norm", "loss", "update"]
 
 def parity(
     ranks: Annotated[list[int], typer.Option("--ranks", min=1, max=64, help="How many ranks; may be repeated.")] = [1, 2, 4],  # noqa: B006
-    dtype: Annotated[list[str], typer.Option("--dtype", help=f"{' or '.join(DTYPES)}; may be repeated.")] = DTYPES,
+    dtype: Annotated[list[str], option_of("--dtype", DTYPES, " May be repeated.")] = DTYPES,
     quick: Annotated[bool, typer.Option("--quick", help="One case of each layout instead of every combination.")] = False,
     keep: Annotated[
         Path | None, typer.Option("--keep", help="Folder in which cases are kept as they end; the same command goes on.")
@@ -32,8 +32,7 @@ def parity(
     Example: `mri-ds parity --ranks 2 --dtype fp32 --json`
     """
     for one in dtype:
-        if one not in DTYPES:
-            raise InputError(f"unknown dtype {one!r}", where="--dtype", fix=nearest(one, DTYPES))
+        one_of(one, DTYPES, "--dtype")
     for count in ranks:
         if count & (count - 1) or count > 8:
             raise InputError(f"{count} ranks cannot share the 8 subjects of a batch", where="--ranks", fix="use 1, 2, 4 or 8")
@@ -52,14 +51,13 @@ def parity(
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    layout = f"{'ranks':>5} {'zero':>4} {'ep':>2} {'recompute':>9} {'accum':>5}"
-    print(f"{layout} {'optim':>6} {'dtype':>5} {' '.join(f'{name:>9}' for name in ERRORS)}")
+    headings = ["ranks", "ZeRO", "EP", "recompute", "accumulation", "optimizer", "dtype", *ERRORS, ""]
+    told = []
     for row in rows:
-        told = [f"{error:>9.1e}" if (error := row[f"{name}_error"]) is not None else f"{'-':>9}" for name in ERRORS]
-        layout = (
-            f"{row['ranks']:>5} {row['zero']:>4} {row['ep']:>2} {'yes' if row['recompute'] else 'no':>9} {row['accumulation']:>5}"
-        )
-        verdict = "" if row["passed"] else f"  DIFFERS: {row.get('error') or row['worst']}"
-        print(f"{layout} {row['optimizer']:>6} {row['dtype']:>5} {' '.join(told)}{verdict}")
+        errors = [f"{error:.1e}" if (error := row[f"{name}_error"]) is not None else "-" for name in ERRORS]
+        verdict = "" if row["passed"] else f"DIFFERS: {row.get('error') or row['worst']}"
+        layout = [row["ranks"], row["zero"], row["ep"], "yes" if row["recompute"] else "no", row["accumulation"]]
+        told.append([*map(str, layout), row["optimizer"], row["dtype"], *errors, verdict])
+    console.print_table(headings, told, left=0)
     failed = sum(not row["passed"] for row in rows)
     print(f"{len(rows) - failed} of {len(rows)} cases equal the plain process")

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from mri_ds.cli import console
+from mri_ds.cli.choices import one_of, option_of
 from mri_ds.cli.train import DS_CONFIGS
-from mri_ds.config import SCALES, nearest
-from mri_ds.errors import InputError
+from mri_ds.config import SCALES
 
 
 def plan(
-    scale: Annotated[str, typer.Option("--scale", help=f"One of {', '.join(SCALES)}.")] = "small",
+    scale: Annotated[str, option_of("--scale", SCALES)] = "small",
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="How many machines.")] = 1,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Ranks on each of them.")] = 1,
     device: Annotated[str, typer.Option("--device", help="Such as h200, h100, a100; cpu is this machine, measured.")] = "h200",
@@ -33,12 +33,10 @@ def plan(
 
     Example: `mri-ds plan --scale xl --nodes 8 --slots 8 --device h200 --json`
     """
-    if scale not in SCALES:
-        raise InputError(f"unknown scale {scale!r}", where="--scale", fix=nearest(scale, list(SCALES)))
+    one_of(scale, SCALES, "--scale")
     from mri_ds.training.devices import DEVICES
 
-    if device not in DEVICES:
-        raise InputError(f"unknown device {device!r}", where="--device", fix=nearest(device, list(DEVICES)))
+    one_of(device, DEVICES, "--device")
     with console.stdout_for_result():
         from mri_ds.training.plan.report import make_plan
         from mri_ds.training.plan.science import science_of
@@ -78,10 +76,13 @@ def _print_layout(title: str, one: dict[str, Any]) -> None:
         f"micro-batch {layout['micro_batch']} x {layout['accumulation']} on {layout['ranks']} ranks"
     )
     verdict = "fits" if memory["fits"] else "TOO MUCH"
-    print(f"  memory of a rank {memory['peak'] / 1e9:8.2f} GB of {memory['device'] / 1e9:.0f}, {verdict}")
-    for name in ("weights", "gathered", "gradients", "optimizer", "bucket", "sending", "update", "activations", "runtime"):
-        if memory[name]:
-            print(f"    {name:<14} {memory[name] / 1e9:8.3f}")
-    for one_kind in one["communication"]:
-        print(f"  {one_kind['what']:<22} {one_kind['bytes_sent'] / 1e9:8.3f} GB a step, {one_kind['seconds'] * 1e3:.1f} ms")
-    print(f"  step {time['step'] * 1e3:.1f} ms ({time['efficiency']:.0%} of it work), {one['samples_per_s']:.1f} samples/s")
+    names = ("weights", "gathered", "gradients", "optimizer", "bucket", "sending", "update", "activations", "runtime")
+    held = [[name, f"{memory[name] / 1e9:.3f}"] for name in names if memory[name]]
+    peak = ["at the peak", f"{memory['peak'] / 1e9:.3f} of {memory['device'] / 1e9:.0f}, {verdict}"]
+    console.print_table(["memory of a rank", "GB"], [*held, peak])
+    if one["communication"]:
+        sent = [
+            [kind["what"], f"{kind['bytes_sent'] / 1e9:.3f}", f"{kind['seconds'] * 1e3:.1f}"] for kind in one["communication"]
+        ]
+        console.print_table(["sent by a rank in a step", "GB", "ms"], sent)
+    print(f"step {time['step'] * 1e3:.1f} ms ({time['efficiency']:.0%} of it work), {one['samples_per_s']:.1f} samples/s")

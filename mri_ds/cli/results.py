@@ -66,7 +66,7 @@ def evaluate(
         return
     from mri_ds.evaluation.table import print_result
 
-    print_result(result)
+    print_result(result, console.stdout())
     print(f"Tables: {', '.join(files.values())}")
     if drawn:
         print(f"Picture: {drawn}")

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from mri_ds.cli import console
+from mri_ds.cli.choices import one_of, option_of
 from mri_ds.cli.resume import launch_of
-from mri_ds.config import SCALES, load_config, nearest
+from mri_ds.config import SCALES
 from mri_ds.errors import InputError
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -25,7 +26,8 @@ def train(
         Path | None, typer.Option("--ds_config", "--ds-config", help="DeepSpeed JSON: speed. Default: ds_configs/SCALE.json.")
     ] = None,
     scale: Annotated[
-        str | None, typer.Option("--scale", help=f"One of {', '.join(SCALES)}. Default: the JSON's file name.")
+        str | None,
+        option_of("--scale", SCALES, " Default: the JSON's file name."),
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Folder of shards: a path or a URL. Default: shards.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML: science (model, data, loss, training, tasks).")] = None,
@@ -108,15 +110,15 @@ def _settle(
         was, run = launch_of(resume), resume
         asked = replace(asked, config=was.config)
         scale, ds_config, data = was.scale, ds_config or was.ds_config, data or was.data
-    scale = scale or _scale_of(ds_config) or load_config(asked.config, overrides=asked.sets).model.scale
-    if scale not in SCALES:
-        raise InputError(f"unknown scale {scale!r}", where="--scale", fix=nearest(scale, list(SCALES)))
+    scale = one_of(scale, SCALES, "--scale") or _scale_of(ds_config) or _scale_in(asked)
     ds_config, run = ds_config or DS_CONFIGS / f"{scale}.json", run or Path("runs") / scale
     return replace(asked, scale=scale, ds_config=ds_config, data=data or asked.data, run=run)
 
 
 def _start(asked: Asked, ranks: int | None, restarts: int, *, as_json: bool) -> None:
     """Starts the ranks, or is one of them."""
+    from mri_ds.config import load_config
+
     # before seconds of imports, because it names a misspelt key
     training = load_config(asked.config, overrides=asked.sets, scale=asked.scale).training
     from mri_ds.training import local_ranks
@@ -177,6 +179,12 @@ def _answer_for(ranks: int | None) -> None:
     """`--resolve-only` tells of the world that a launcher or `--ranks` says."""
     if ranks:
         os.environ["WORLD_SIZE"] = str(ranks)
+
+
+def _scale_in(asked: Asked) -> str:
+    from mri_ds.config import load_config  # a fifth of a second, which `mri-ds --help` does without
+
+    return load_config(asked.config, overrides=asked.sets).model.scale
 
 
 def _scale_of(ds_config: Path | None) -> str | None:

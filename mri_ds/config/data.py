@@ -48,7 +48,9 @@ class DataConfig(Strict):
     spacing_mm: Literal["auto"] | tuple[float, float, float] = "auto"  # of the network's grid
     patch: Literal["auto"] | Triple = "auto"  # voxels of that grid
     clip_percentiles: tuple[float, float] = (0.5, 99.5)
-    augment: AugmentConfig | None = AugmentConfig()  # YAML: true (as it stands above), false, or some of its keys
+    augment: AugmentConfig | None = Field(
+        default=AugmentConfig(), json_schema_extra={"allowed": "true, false or a section, {key: value}"}
+    )  # true: as it stands above
     albumentations: str = ""  # file of a pipeline that albumentations.save wrote (.json, .yaml); it comes after `augment`
     normalization: Literal["subject", "dataset"] = "subject"  # dataset: one scale for all, where values mean something (T1 maps)
     intensities: list[Intensity] = []  # per channel, over the training subjects; filled in for normalization: dataset

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mri_ds.config.model import ModelConfig
+from mri_ds.config.spelling import nearest
 from mri_ds.config.strict import Strict
 from mri_ds.config.task import TaskConfig
-from mri_ds.config.validation import nearest
 from mri_ds.errors import InputError
 
 Weight = Annotated[float, Field(ge=0)]

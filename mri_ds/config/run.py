@@ -9,9 +9,11 @@ import yaml
 from mri_ds.config.curriculum import CurriculumConfig
 from mri_ds.config.data import DataConfig
 from mri_ds.config.loss import LossConfig, check_losses
-from mri_ds.config.model import SCALES, ModelConfig
+from mri_ds.config.model import ModelConfig
 from mri_ds.config.override import apply_override
 from mri_ds.config.predict import PredictConfig
+from mri_ds.config.scales import SCALES
+from mri_ds.config.spelling import nearest
 from mri_ds.config.strict import Strict
 from mri_ds.config.task import TaskConfig
 from mri_ds.config.training import TrainingConfig
@@ -50,8 +52,11 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
     model = raw.setdefault("model", {})
     if isinstance(model, dict):
         name = scale or model.get("scale", "small")
-        if name not in SCALES:
-            raise InputError(f"unknown scale {name!r}", where=where, fix=f"use one of {', '.join(SCALES)}")
+        if not isinstance(name, str) or name not in SCALES:
+            what = f"unknown scale {name!r}; there are {', '.join(SCALES)}"
+            raise InputError(
+                what, where=f"{where}: model.scale" if not scale else "--scale", fix=nearest(str(name), list(SCALES))
+            )
         raw["model"] = {**SCALES[name], **model, "scale": name}
     return validate(raw, where=where)
 

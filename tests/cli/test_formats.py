@@ -109,7 +109,10 @@ def is_image(path: Path) -> bool:
 
 
 def test_a_format_that_there_is_not(tmp_path: Path) -> None:
-    assert refusal("shard", tmp_path, "--format", "bid") == "error: no format 'bid'. Fix: did you mean 'bids'?"
+    there_are = "auto, csv, nnunet, msd, folder, bids, webdataset"
+    assert refusal("shard", tmp_path, "--format", "bid") == (
+        f"error: --format: no format 'bid'; there are {there_are}. Fix: did you mean 'bids'?"
+    )
 
 
 def test_forms_that_disagree_are_told_kept_and_shown_by_lint(tmp_path: Path) -> None:

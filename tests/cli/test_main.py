@@ -121,7 +121,11 @@ def test_python_m_mri_ds_and_launch_train_run_the_same_commands(tmp_path: Path) 
         [sys.executable, "-m", "mri_ds", "train", *wrong], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert (launched.returncode, module.returncode) == (2, 2)
-    assert launched.stderr == module.stderr == "error: --scale: unknown scale 'smol'. Fix: did you mean 'small'?\n"
+    assert (
+        launched.stderr
+        == module.stderr
+        == ("error: --scale: unknown scale 'smol'; there are tiny, small, base, large, xl. Fix: did you mean 'small'?\n")
+    )
 
 
 def test_main_takes_the_process_arguments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,11 @@ from typing import Annotated, Any
 import typer
 
 from mri_ds.cli import console
+from mri_ds.cli.choices import one_of, option_of, some_of
 from mri_ds.config import SCALES
 from mri_ds.errors import InputError
 
+DTYPES = ("float32", "bfloat16")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -17,7 +19,7 @@ def network(
     ] = "",
     patch: Annotated[int, typer.Option("--patch", min=16, max=256, help="Voxels along each axis; 32 divides it.")] = 96,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Patches of a step.")] = 1,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "bfloat16",
+    dtype: Annotated[str, option_of("--dtype", DTYPES)] = "bfloat16",
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of a turn, after two that make ready.")] = 2,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of all; the median counts.")] = 3,
     json: Json = False,
@@ -28,8 +30,7 @@ def network(
 
     Example: `mri-ds bench network --contenders small,small+compile,UNETR --json`
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"unknown type {dtype!r}", where="--dtype", fix="use float32 or bfloat16")
+    one_of(dtype, DTYPES, "--dtype")
     if patch % 32:
         raise InputError(f"--patch {patch} is no multiple of 32, which SwinUNETR needs", fix="use 64, 96 or 128")
     from mri_ds.bench.network import USUAL, bench_network
@@ -64,7 +65,7 @@ def _print_network(result: dict[str, Any]) -> None:
 def moe(
     scales: Annotated[str, typer.Option("--scales", help="Separated by commas.")] = "small,base,large,xl",
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a pass.")] = 4096,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "bfloat16",
+    dtype: Annotated[str, option_of("--dtype", DTYPES)] = "bfloat16",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Passes of both; the median counts.")] = 9,
     json: Json = False,
 ) -> None:
@@ -74,12 +75,8 @@ def moe(
 
     Example: `mri-ds bench moe --scales small,base --json`
     """
-    names = scales.split(",")
-    for name in names:
-        if name not in SCALES:
-            raise InputError(f"unknown scale {name!r}", where="--scales", fix=f"use some of {', '.join(SCALES)}")
-    if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"unknown type {dtype!r}", where="--dtype", fix="use float32 or bfloat16")
+    names = some_of(scales, SCALES, "--scales")
+    one_of(dtype, DTYPES, "--dtype")
     from mri_ds.bench.moe import bench_moe
 
     with console.stdout_for_result(), console.progress("bench moe") as report:
@@ -100,7 +97,7 @@ def volume(
     scale: Annotated[str, typer.Option("--scale", help="Size of the network.")] = "small",
     edges: Annotated[str, typer.Option("--edges", help="Voxels along each axis of the volumes, ascending.")] = "128,192,256",
     classes: Annotated[int, typer.Option("--classes", min=2, max=256, help="Classes of the segmentation.")] = 7,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "bfloat16",
+    dtype: Annotated[str, option_of("--dtype", DTYPES)] = "bfloat16",
     limit_gib: Annotated[float, typer.Option("--limit-gib", min=0, help="Exit code 1 above this peak.")] = 20.0,
     json: Json = False,
 ) -> None:
@@ -109,10 +106,8 @@ def volume(
     Example: `mri-ds bench volume --scale small --edges 512 --json`
     """
     sizes = _volumes(edges)
-    if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"unknown type {dtype!r}", where="--dtype", fix="use float32 or bfloat16")
-    if scale not in SCALES:
-        raise InputError(f"unknown scale {scale!r}", where="--scale", fix=f"use one of {', '.join(SCALES)}")
+    one_of(dtype, DTYPES, "--dtype")
+    one_of(scale, SCALES, "--scale")
     from mri_ds.bench.volume import bench_volume
 
     with console.stdout_for_result():
@@ -153,7 +148,8 @@ def kan(
 
     Example: `mri-ds bench kan --rows 4096 --json`
     """
-    from mri_ds.bench.kan import DTYPES, bench_kan
+    from mri_ds.bench.kan import DTYPES as KAN_DTYPES
+    from mri_ds.bench.kan import bench_kan
 
     with console.stdout_for_result(), console.progress("bench kan") as report:
         result = bench_kan(
@@ -169,7 +165,7 @@ def kan(
         console.print_json(result)
         return
     print(f"{'forward and backward':<24}{'ours':>12}{'dense':>12}{'ratio':>8}")
-    for dtype in DTYPES:
+    for dtype in KAN_DTYPES:
         row = result[dtype]
         ours, dense = row["ours"], row["dense"]
         print(f"{dtype + ', ms':<24}{ours['ms']:>12.1f}{dense['ms']:>12.1f}{row['time_ratio']:>7.1f}x")
@@ -184,7 +180,7 @@ def attention(
     dim: Annotated[int, typer.Option("--dim", min=6, help="Width of the tokens.")] = 128,
     heads: Annotated[int, typer.Option("--heads", min=1, help="Heads that the width is divided over.")] = 4,
     window: Annotated[int, typer.Option("--window", min=1, help="Tokens along each axis of a window.")] = 4,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, option_of("--dtype", DTYPES)] = "float32",
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     limit_s: Annotated[float, typer.Option("--limit-s", min=0, help="Full attention stops where a step would take more.")] = 10.0,
     json: Json = False,
@@ -196,12 +192,10 @@ def attention(
     Example: `mri-ds bench attention --edges 8,16,32,64 --json`
     """
     sizes = _edges(edges)
-    if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"unknown type {dtype!r}", where="--dtype", fix="use float32 or bfloat16")
+    one_of(dtype, DTYPES, "--dtype")
     if dim % heads or dim // heads % 2 or dim // heads < 6:
         raise InputError(f"--dim {dim} over --heads {heads}", fix="let each head have an even width of at least 6")
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"unknown device {device!r}", where="--device", fix="use cpu or cuda")
+    one_of(device, ("cpu", "cuda"), "--device")
     from mri_ds.bench.attention import bench_attention
 
     with console.stdout_for_result(), console.progress("bench attention") as report:

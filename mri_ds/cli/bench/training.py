@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from mri_ds.cli import console
+from mri_ds.cli.choices import one_of, option_of
 from mri_ds.config import SCALES
 from mri_ds.errors import InputError
 
@@ -12,7 +13,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 def scaling(
-    scale: Annotated[str, typer.Option("--scale", help="Size of the network.")] = "small",
+    scale: Annotated[str, option_of("--scale", SCALES)] = "small",
     global_batch: Annotated[int, typer.Option("--global-batch", min=2, help="Subjects of an update; an even number.")] = 4,
     patch: Annotated[int, typer.Option("--patch", min=16, max=256, help="Voxels along each axis of a subject.")] = 64,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates to a turn.")] = 5,
@@ -28,10 +29,8 @@ def scaling(
     Example: `mri-ds bench scaling --scale small --json`
     """
     weak = _ranks(ranks)
-    if part not in ("targets", "weak", "both"):
-        raise InputError(f"unknown part {part!r}", where="--part", fix="use targets, weak or both")
-    if scale not in SCALES:
-        raise InputError(f"unknown scale {scale!r}", where="--scale", fix=f"use one of {', '.join(SCALES)}")
+    one_of(part, ("targets", "weak", "both"), "--part")
+    one_of(scale, SCALES, "--scale")
     if global_batch % 2:
         raise InputError(f"--global-batch {global_batch} cannot be divided over 2 ranks", fix="give an even number")
     from mri_ds.bench.scaling import bench_scaling

@@ -50,7 +50,8 @@ def find_dataset(src: Path, layout: str = "auto", series: Mapping[str, str] | No
 
 def _find(src: Path, layout: str) -> Dataset:
     if layout not in LAYOUTS and layout != "auto":
-        raise InputError(f"no format {layout!r}", fix=nearest(layout, ["auto", *LAYOUTS]))
+        what = f"no format {layout!r}; there are {', '.join(['auto', *LAYOUTS])}"
+        raise InputError(what, where="--format", fix=nearest(layout, ["auto", *LAYOUTS]))
     if not src.exists():
         raise InputError("no such folder", where=src, fix="give the folder of a dataset")
     if layout != "auto":

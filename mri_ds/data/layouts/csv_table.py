@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from mri_ds.config import TaskConfig, nearest
-from mri_ds.data.layouts.description import HOW_TO_NAME_CLASSES, read_description
+from mri_ds.data.layouts.description import HOW_TO_NAME_CLASSES, NamesMissing, read_description
 from mri_ds.data.layouts.sites import site_column, site_of
 from mri_ds.data.layouts.strata import strata_of
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles
@@ -45,7 +45,12 @@ def find_csv(src: Path) -> Dataset:
     site = site_column(columns)
     targets = {subject: _targets_of(row) for subject, row in table.items()}
     patients = {subject: row[PATIENT] for subject, row in table.items() if not is_missing(row.get(PATIENT, ""))}
-    tasks, left_out = _tasks(tasks, columns, targets, patients, src)
+    maps = {
+        name: [src.parent / row[column] for row in table.values() if not is_missing(row[column])]
+        for name in _named(LABEL, columns)
+        for column in [f"{LABEL}:{name}"]
+    }
+    tasks, left_out = _tasks(tasks, columns, targets, patients, maps, src)
     subjects = [
         SubjectFiles(
             subject,
@@ -90,15 +95,16 @@ def _tasks(
     columns: list[str],
     targets: Mapping[str, Row],
     patients: Mapping[str, str],
+    label_maps: Mapping[str, list[Path]],
     src: Path,
 ) -> tuple[dict[str, TaskConfig], list[str]]:
     maps = _named(LABEL, columns)
     where = src.with_suffix(".yaml")
     if described is None:
+        tasks, left_out = infer_tasks(targets, src, read_dictionary(src.with_suffix(".json")), patients)
         if maps:
             fix = f"write {where.name} beside it, with {HOW_TO_NAME_CLASSES}"
-            raise InputError("label maps need class names", where=src, fix=fix)
-        tasks, left_out = infer_tasks(targets, src, read_dictionary(src.with_suffix(".json")), patients)
+            raise NamesMissing(src, fix, file=where, maps=label_maps, tasks=tasks)
         if not tasks:
             raise InputError("holds no target", where=src, fix="add a column per target, or label:TASK columns")
         return tasks, left_out

@@ -7,6 +7,7 @@ tasks:
 series: {T1w: "*t1*post*", FLAIR: "*flair*|*tirm*"}   # where images are DICOM studies: the series that become channels
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,19 @@ from mri_ds.errors import InputError
 
 DESCRIPTION = "dataset.yaml"
 HOW_TO_NAME_CLASSES = "tasks: {NAME: {kind: segmentation, classes: [background, ...]}}"
+
+
+class NamesMissing(InputError):
+    """Label maps whose classes nobody has named: a person can be asked (`mri-ds init`).
+
+    file: where names belong; maps: the label maps of each task; tasks: what the dataset's table tells to learn beside them.
+    """
+
+    def __init__(
+        self, where: Path, fix: str, *, file: Path, maps: Mapping[str, list[Path]], tasks: Mapping[str, TaskConfig]
+    ) -> None:
+        super().__init__("label maps need class names", where=where, fix=fix)
+        self.file, self.maps, self.tasks = file, dict(maps), dict(tasks)
 
 
 class Description(NamedTuple):

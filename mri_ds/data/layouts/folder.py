@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mri_ds.config import TaskConfig
 from mri_ds.data.images import image_name
-from mri_ds.data.layouts.description import DESCRIPTION, HOW_TO_NAME_CLASSES, read_description
+from mri_ds.data.layouts.description import DESCRIPTION, HOW_TO_NAME_CLASSES, NamesMissing, read_description
 from mri_ds.data.layouts.sites import site_column, site_of
 from mri_ds.data.layouts.strata import strata_of
 from mri_ds.data.layouts.subject import Dataset, SubjectFiles
@@ -75,10 +75,11 @@ def _check_tasks(tasks: Mapping[str, TaskConfig], table: Mapping[str, Row], labe
 
 
 def _infer_tasks(table: Mapping[str, Row], labels: Files, src: Path) -> tuple[dict[str, TaskConfig], list[str]]:
-    if labels:
-        fix = f"write {DESCRIPTION} with {HOW_TO_NAME_CLASSES}"
-        raise InputError("label maps need class names", where=src / "labels", fix=fix)
     tasks, left_out = infer_tasks(table, src / TABLE, read_dictionary(src / DICTIONARY))
+    if labels:
+        maps = {name: [own[name] for own in labels.values() if name in own] for own in labels.values() for name in own}
+        fix = f"write {DESCRIPTION} with {HOW_TO_NAME_CLASSES}"
+        raise NamesMissing(src / "labels", fix, file=src / DESCRIPTION, maps=maps, tasks=tasks)
     if not tasks:
         raise InputError("holds no target", where=src / TABLE, fix="add a column per target, or label maps")
     return tasks, left_out
