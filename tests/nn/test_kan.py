@@ -159,17 +159,17 @@ def test_far_inputs_are_never_a_silent_zero_and_nan_stays_nan():
 
 
 def relativistic_sum_rmse(*, with_curves):
-    """Of 400 points that were not among the 500 learned from, u and v up to 0.8."""
+    """Of 400 points that were not among the 2000 learned from, u and v up to 0.8."""
     torch.manual_seed(0)
     layers = OptimizedKANLayer(2, 1, grid_range=(-1, 1), degree=4), OptimizedKANLayer(1, 1, grid_range=(-3, 3), degree=4)
     net = nn.Sequential(*layers).double()
     for layer in net:
         if not with_curves:
             nn.init.zeros_(layer.coefficients).requires_grad_(False)
-    inputs = 1.6 * torch.rand(900, 2, dtype=torch.float64) - 0.8
+    inputs = 1.6 * torch.rand(2400, 2, dtype=torch.float64) - 0.8
     truth = (inputs.sum(1) / (1 + inputs.prod(1)))[:, None]
 
-    def loss(rows=slice(0, 500)):
+    def loss(rows=slice(0, 2000)):
         return (net(inputs[rows]) - truth[rows]).square().mean()
 
     def closure():
@@ -178,11 +178,11 @@ def relativistic_sum_rmse(*, with_curves):
         value.backward()
         return value
 
-    for grid_size, steps in ((8, 100), (14, 300), (28, 300)) if with_curves else ((8, 100),):  # the shape first, then the details
+    for grid_size, steps in ((8, 100), (14, 300), (28, 300)) if with_curves else ((8, 150),):  # the shape first, then the details
         if grid_size > 8:
-            hidden = net[0](inputs[:500])
+            hidden = net[0](inputs[:2000])
             net[1].refine_grid(hidden, grid_size=grid_size)
-            net[0].refine_grid(inputs[:500], grid_size=grid_size)
+            net[0].refine_grid(inputs[:2000], grid_size=grid_size)
         weights = [parameter for parameter in net.parameters() if parameter.requires_grad]
         optimizer = torch.optim.LBFGS(
             weights,
@@ -194,14 +194,15 @@ def relativistic_sum_rmse(*, with_curves):
             tolerance_grad=0,
         )
         optimizer.step(closure)
-    return loss(slice(500, None)).sqrt().item()
+    return loss(slice(2000, None)).sqrt().item()
 
 
 def test_learns_a_relativistic_sum_with_its_curves():
     # (u + v) / (1 + u v) = tanh(atanh u + atanh v): one hidden unit holds it, if its curves can bend as they should.
     with_curves, without = relativistic_sum_rmse(with_curves=True), relativistic_sum_rmse(with_curves=False)
     # Asserted on unseen points, of which seven hundred steps reach 1.4e-4; the target of 1e-4 is not met in that time.
-    assert with_curves < 2e-4 and without > 100 * with_curves
+    assert with_curves < 2e-4 and without > 0.05
+    assert without > 100 * with_curves
 
 
 # ---- finer grids -----------------------------------------------------------------------------------------------------
