@@ -161,7 +161,7 @@ def test_far_inputs_are_never_a_silent_zero_and_nan_stays_nan():
 def relativistic_sum_rmse(*, with_curves):
     """Of 400 points that were not among the 2000 learned from, u and v up to 0.8."""
     torch.manual_seed(0)
-    layers = OptimizedKANLayer(2, 1, grid_range=(-1, 1), degree=4), OptimizedKANLayer(1, 1, grid_range=(-3, 3), degree=4)
+    layers = OptimizedKANLayer(2, 1, grid_range=(-0.8, 0.8), degree=4), OptimizedKANLayer(1, 1, grid_range=(-3, 3), degree=4)
     net = nn.Sequential(*layers).double()
     for layer in net:
         if not with_curves:
@@ -178,7 +178,7 @@ def relativistic_sum_rmse(*, with_curves):
         value.backward()
         return value
 
-    for grid_size, steps in ((8, 100), (14, 300), (28, 300)) if with_curves else ((8, 150),):  # the shape first, then the details
+    for grid_size, steps in ((8, 200), (16, 200), (32, 300)) if with_curves else ((8, 150),):  # the shape first, then the details
         if grid_size > 8:
             hidden = net[0](inputs[:2000])
             net[1].refine_grid(hidden, grid_size=grid_size)
@@ -200,8 +200,8 @@ def relativistic_sum_rmse(*, with_curves):
 def test_learns_a_relativistic_sum_with_its_curves():
     # (u + v) / (1 + u v) = tanh(atanh u + atanh v): one hidden unit holds it, if its curves can bend as they should.
     with_curves, without = relativistic_sum_rmse(with_curves=True), relativistic_sum_rmse(with_curves=False)
-    # Asserted on unseen points, of which seven hundred steps reach 1.4e-4; the target of 1e-4 is not met in that time.
-    assert with_curves < 2e-4 and without > 0.05
+    # In float64, quartic, on a grid over the data that doubles twice: 4.2e-5 on unseen points after seven hundred LBFGS steps.
+    assert with_curves < 1e-4 and without > 0.05
     assert without > 100 * with_curves
 
 
