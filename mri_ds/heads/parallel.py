@@ -37,6 +37,7 @@ class ParallelKANHead(nn.Module):
         self.tasks: list[str] = []
         self._numbers: dict[str, str] = {}  # task -> the name of its head, because a task may bear a name that nn.Module keeps
         self._next, self._came_later = 0, set[str]()
+        self._gone: dict[str, str] = {}  # task -> the number that its head had
         self.heads = nn.ModuleDict()
         for task, num_outputs in outputs.items():
             self._insert(task, num_outputs)
@@ -82,7 +83,8 @@ class ParallelKANHead(nn.Module):
         """The task goes, and its weights leave `optimizer` with their moments. Raises ValueError for an unknown one."""
         leaving = list(self.head_of(task).parameters())
         self.tasks.remove(task)
-        del self.heads[self._numbers.pop(task)]
+        self._gone[task] = self._numbers.pop(task)
+        del self.heads[self._gone[task]]
         if optimizer is not None:
             exchange(optimizer, leaving=leaving)
 
@@ -112,8 +114,16 @@ class ParallelKANHead(nn.Module):
 
 
 def _pass_over_absent_tasks(head: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Before loading: fills in what tasks that came later are, and drops what tasks that went were. Anything else must fit."""
+    """Before loading: fills in what tasks that came later are, and drops what tasks that went were. Anything else must fit.
+
+    The first checkpoints had the names of tasks where numbers stand now; they load too.
+    """
     assert isinstance(head, ParallelKANHead)
+    for key in [key for key in state if key.startswith(f"{prefix}heads.")]:
+        name, _, rest = key[len(f"{prefix}heads.") :].partition(".")
+        number = None if name.isdigit() else head._numbers.get(name, head._gone.get(name))
+        if number is not None:
+            state[f"{prefix}heads.{number}.{rest}"] = state.pop(key)
     numbers = {key[len(prefix) :].split(".")[1] for key in state if key.startswith(f"{prefix}heads.")}
     gone = {n for n in numbers if n.isdigit() and int(n) < head._next and n not in head.heads}
     for key in [key for key in state if key.startswith(f"{prefix}heads.") and key[len(prefix) :].split(".")[1] in gone]:

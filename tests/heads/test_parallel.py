@@ -148,6 +148,47 @@ def test_old_checkpoints_load_after_tasks_came_and_went():
         net.load_state_dict(old | {"heads.heads.7.0.mixture": torch.zeros(6, 4)})
 
 
+# Names and shapes of a checkpoint of the first commit: ParallelKANHead(6, {"age": 1, "lesion": 3}, hidden=2), named by task.
+FIRST_FORMAT = {
+    "heads.age.0.coefficients": (2, 6, 11),
+    "heads.age.0.mixture": (6, 4),
+    "heads.age.0.linear.weight": (2, 6),
+    "heads.age.0.linear.bias": (2,),
+    "heads.age.1.coefficients": (1, 2, 11),
+    "heads.age.1.mixture": (2, 4),
+    "heads.age.1.linear.weight": (1, 2),
+    "heads.age.1.linear.bias": (1,),
+    "heads.lesion.0.coefficients": (2, 6, 11),
+    "heads.lesion.0.mixture": (6, 4),
+    "heads.lesion.0.linear.weight": (2, 6),
+    "heads.lesion.0.linear.bias": (2,),
+    "heads.lesion.1.coefficients": (3, 2, 11),
+    "heads.lesion.1.mixture": (2, 4),
+    "heads.lesion.1.linear.weight": (3, 2),
+    "heads.lesion.1.linear.bias": (3,),
+}
+
+
+def test_a_checkpoint_of_the_first_format_loads_after_tasks_came_and_went():
+    torch.manual_seed(0)
+    old = {name: torch.randn(shape) for name, shape in FIRST_FORMAT.items()}
+    head = ParallelKANHead(6, {"lesion": 3, "age": 1}, hidden=2)  # in another order than it was saved in
+    head.load_state_dict(old)
+    for task in ("age", "lesion"):
+        assert all(torch.equal(value, old[f"heads.{task}.{name}"]) for name, value in head.head_of(task).state_dict().items())
+    head.add_task("stage", 4)
+    head.remove_task("age")
+    fresh = [p.clone() for p in head.head_of("stage").parameters()]
+    with torch.no_grad():
+        for p in head.head_of("lesion").parameters():
+            p.zero_()
+    head.load_state_dict(old)
+    assert all(torch.equal(value, old[f"heads.lesion.{name}"]) for name, value in head.head_of("lesion").state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(fresh, head.head_of("stage").parameters()))
+    with pytest.raises(RuntimeError, match=r"heads\.grade\.0\.mixture"):
+        head.load_state_dict(old | {"heads.grade.0.mixture": torch.zeros(6, 4)})
+
+
 def test_weights_go_by_the_name_of_the_task_into_another_process():
     torch.manual_seed(0)
     saved = ParallelKANHead(6, {"age": 1, "lesion": 3})
