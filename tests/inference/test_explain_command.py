@@ -69,7 +69,7 @@ def image(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def explained(run_dir, image, tmp_path_factory) -> tuple[dict, Path, str]:
     out = tmp_path_factory.mktemp("out")
-    done = call("--checkpoint", run_dir, "--output", out, "--steps", "12", "--occluder", "6mm", "--json", "--input", image)
+    done = call("--checkpoint", run_dir, "--output", out, "--steps", "6", "--occluder", "6mm", "--json", "--input", image)
     assert done.exit_code == 0, done.output
     assert "explain s1 occlusion: " in done.stderr and "Traceback" not in done.stderr
     return json.loads(done.stdout), out, done.stderr
@@ -109,7 +109,7 @@ def test_the_files_numbers_are_those_of_the_predictions(explained, run_dir, imag
         assert total == pytest.approx(difference + one["gap"], abs=1e-4 * abs(one["value"]))
         assert sum(one["by_channel"].values()) == pytest.approx(total, abs=1e-3)
         assert (f"gradients of s1 {one['task']}: " in stderr) == (abs(one["gap"]) > 0.05 * abs(difference))
-    assert "with 12 steps" in stderr, "few steps leave a gap, and it is told"
+    assert "with 6 steps" in stderr, "few steps leave a gap, and it is told"
     for one in explanations["rollout"]["maps"]:
         assert nib.load(out / one["file"]).get_fdata().mean() == pytest.approx(1, abs=0.1)
     for one in explanations["occlusion"]["maps"]:
@@ -153,7 +153,7 @@ def test_expert_maps_curves_and_the_matrix_of_tasks(explained, run_dir, image):
 
 def test_what_is_there_is_skipped_and_what_was_cut_short_goes_on(explained, run_dir, image, tmp_path, monkeypatch):
     told, out, _ = explained
-    given = ["--checkpoint", run_dir, "--output", out, "--json", "--input", image, "--steps", "12", "--occluder"]
+    given = ["--checkpoint", run_dir, "--output", out, "--json", "--input", image, "--steps", "6", "--occluder"]
     before = {path: path.stat().st_mtime_ns for path in out.glob("s1*.nii.gz")}
     again = call(*given, "6mm")
     assert json.loads(again.stdout)["subjects"][0]["explanations"] == told["subjects"][0]["explanations"]
