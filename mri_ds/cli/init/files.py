@@ -5,16 +5,18 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mri_ds.cli import console
 from mri_ds.cli.train import DS_CONFIGS
-from mri_ds.config import TaskConfig
-from mri_ds.data.survey import Survey
 from mri_ds.errors import InputError
-from mri_ds.training.proposal.choice import RANKS, RECOMPUTE, SCALE, SPEED, TASKS, ZERO, Choice
+
+if TYPE_CHECKING:
+    from mri_ds.config import TaskConfig
+    from mri_ds.data.survey import Survey
+    from mri_ds.training.proposal.choice import Choice
 
 RUN, HEAD = "run.yaml", "# Science of a run, as `mri-ds init {source}` proposed it. Speed is in {scale}.json.\n"
 
@@ -26,7 +28,7 @@ class Names:
         self.file: Path | None = None
         self.text = ""
 
-    def say(self, file: Path, tasks: Mapping[str, TaskConfig]) -> None:
+    def say(self, file: Path, tasks: Mapping[str, "TaskConfig"]) -> None:
         told = {
             name: {k: v for k, v in task.model_dump(include={"kind", "classes", "unit"}).items() if v}
             for name, task in tasks.items()
@@ -47,8 +49,10 @@ class Names:
             self.file.unlink()
 
 
-def contents(out: Path, found: Survey, choices: list[Choice], rest: Mapping[str, Any]) -> dict[Path, str]:
+def contents(out: Path, found: "Survey", choices: list["Choice"], rest: Mapping[str, Any]) -> dict[Path, str]:
     """{path: text} of run.yaml and of the JSON, named after the scale as `mri-ds train` wants it."""
+    from mri_ds.training.proposal.choice import SCALE
+
     value = {one.key: one.value for one in choices}
     return {out / RUN: _yaml(found, choices, rest), out / f"{value[SCALE]}.json": _json(value)}
 
@@ -69,8 +73,10 @@ def write(paths: Mapping[Path, str]) -> None:
             raise InputError(f"cannot be written: {err.strerror}", where=path, fix="make its folder writable") from None
 
 
-def commands(out: Path, found: Survey, choices: list[Choice], written: Mapping[Path, str]) -> list[str]:
+def commands(out: Path, found: "Survey", choices: list["Choice"], written: Mapping[Path, str]) -> list[str]:
     """To be typed one after the other."""
+    from mri_ds.training.proposal.choice import RANKS
+
     value = {one.key: one.value for one in choices}
     source, shards, run = found.where, found.where if found.is_shards else out / "shards", out / "run"
     first = [] if found.is_shards else [["shard", source, "--out", shards], ["lint", shards]]
@@ -81,8 +87,10 @@ def commands(out: Path, found: Survey, choices: list[Choice], written: Mapping[P
     return [shlex.join(["mri-ds", *map(str, line)]) for line in lines]
 
 
-def _yaml(found: Survey, choices: list[Choice], rest: Mapping[str, Any]) -> str:
+def _yaml(found: "Survey", choices: list["Choice"], rest: Mapping[str, Any]) -> str:
     """Sections of `key: value  # why`; the tasks with their classes."""
+    from mri_ds.training.proposal.choice import RANKS, SCALE, SPEED, TASKS, Choice
+
     sections: dict[str, list[str]] = {}
     value = {one.key: one.value for one in choices}
     whole = [Choice(key, one, "") for key, one in rest.items()]
@@ -102,6 +110,8 @@ def _yaml(found: Survey, choices: list[Choice], rest: Mapping[str, Any]) -> str:
 
 def _json(value: Mapping[str, Any]) -> str:
     """The scale's JSON with the chosen layout; what is "auto" there stays so."""
+    from mri_ds.training.proposal.choice import RECOMPUTE, SCALE, ZERO
+
     raw = json.loads((DS_CONFIGS / f"{value[SCALE]}.json").read_text())
     raw["zero_optimization"]["stage"] = value[ZERO]
     raw["activation_checkpointing"]["level"] = value[RECOMPUTE]

@@ -2,24 +2,27 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.prompt import Confirm, Prompt
 
 from mri_ds.cli import console
 from mri_ds.cli.init.files import Names
-from mri_ds.config import TaskConfig
-from mri_ds.data.layouts.description import NamesMissing
-from mri_ds.data.survey import Survey, highest_label, survey
 from mri_ds.errors import InputError
-from mri_ds.training.proposal.choice import RANKS, SCALE, Choice
-from mri_ds.training.proposal.hardware import Hardware
-from mri_ds.training.proposal.propose import KEYS, config_of, propose
+
+if TYPE_CHECKING:
+    from mri_ds.config import TaskConfig
+    from mri_ds.data.survey import Survey
+    from mri_ds.training.proposal.choice import Choice
+    from mri_ds.training.proposal.hardware import Hardware
 
 
 def settled(scale: str | None, ranks: int | None, overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """({key: value} of choices, {key: value} of other YAML keys) that the command line says. InputError for a wrong one."""
+    from mri_ds.training.proposal.choice import RANKS, SCALE
+    from mri_ds.training.proposal.propose import KEYS, config_of
+
     said: dict[str, Any] = {}
     for item in overrides:
         key, sep, text = item.partition("=")
@@ -34,8 +37,12 @@ def settled(scale: str | None, ranks: int | None, overrides: list[str]) -> tuple
     return {key: value for key, value in said.items() if key in KEYS}, rest
 
 
-def look(source: Path, layout: str, names: Names, *, ask: bool) -> Survey:
+def look(source: Path, layout: str, names: Names, *, ask: bool) -> "Survey":
     """The data; where classes have no names, a person gives them, or they are called class1 and so on."""
+    from mri_ds.config import TaskConfig
+    from mri_ds.data.layouts.description import NamesMissing
+    from mri_ds.data.survey import survey
+
     try:
         with console.progress("look", unit="subjects") as report:
             return survey(source, layout, progress=report)
@@ -48,7 +55,7 @@ def look(source: Path, layout: str, names: Names, *, ask: bool) -> Survey:
         return survey(source, layout, progress=report)
 
 
-def show(found: Survey, hardware: Hardware, choices: list[Choice]) -> None:
+def show(found: "Survey", hardware: "Hardware", choices: list["Choice"]) -> None:
     manifest, grid = found.manifest, found.manifest.fingerprint
     looked = "" if found.num_looked_at == found.num_subjects else f" ({found.num_looked_at} of them looked at)"
     size = " x ".join(map(str, grid.median_shape))
@@ -66,13 +73,15 @@ def show(found: Survey, hardware: Hardware, choices: list[Choice]) -> None:
     show_choices(choices)
 
 
-def show_choices(choices: list[Choice]) -> None:
+def show_choices(choices: list["Choice"]) -> None:
     rows = [[str(number), one.key, written(one.value), one.why] for number, one in enumerate(choices, 1)]
     console.print_table(["", "choice", "value", "why"], rows, left=4)
 
 
-def go_through(found: Survey, hardware: Hardware, choices: list[Choice], fixed: Mapping[str, Any]) -> list[Choice]:
+def go_through(found: "Survey", hardware: "Hardware", choices: list["Choice"], fixed: Mapping[str, Any]) -> list["Choice"]:
     """Asks for changes until there are none; what depends on a change is chosen anew."""
+    from mri_ds.training.proposal.propose import propose
+
     said = dict(fixed)
     while answer := Prompt.ask("Change which choice? Its number or name; Enter takes them all", default="", show_default=False):
         one = next((c for number, c in enumerate(choices, 1) if answer.strip() in (str(number), c.key)), None)
@@ -94,7 +103,7 @@ def may_overwrite(path: Path) -> bool:
     return Confirm.ask(f"{path} is there already. Write over it?", default=False)
 
 
-def describe(task: TaskConfig) -> str:
+def describe(task: "TaskConfig") -> str:
     """As "segmentation: background, csf (1.2 %), white (40 %)"."""
     if task.kind == "regression":
         unit = f" {task.unit}" if task.unit else ""
@@ -120,6 +129,8 @@ def _value(text: str) -> Any:
 
 
 def _classes(task: str, paths: list[Path], ask: bool) -> list[str]:
+    from mri_ds.data.survey import highest_label
+
     highest = max(1, highest_label(paths))
     names = ["background"]
     for number in range(1, highest + 1):
