@@ -113,7 +113,7 @@ class ParallelKANHead(nn.Module):
         self._next += 1
 
 
-def _pass_over_absent_tasks(head: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+def _pass_over_absent_tasks(head: nn.Module, state: dict[str, Tensor], prefix: str, *more: object) -> None:
     """Before loading: fills in what tasks that came later are, and drops what tasks that went were. Anything else must fit.
 
     The first checkpoints had the names of tasks where numbers stand now; they load too.
