@@ -26,6 +26,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["mri_ds", "mri_ds.*"]),
+    package_data={"mri_ds.report": ["*.css", "*.js"]},
     install_requires=[
         "torch>=2.11,<2.14",  # the cap keeps a bare install from pulling a newer CUDA build
         "deepspeed>=0.19,<0.20",
@@ -50,6 +51,7 @@ setup(
         "albumentations": ["albumentations>=2.0.8"],  # or albumentationsx, its AGPL successor: the same import name
         "dicom": DICOM,
         "preprocess": ["SimpleITK>=2.5"],  # data.bias_correction
+        "report": ["ipyniivue>=2.4,<2.5"],  # NiiVue, for the report's viewer; its Jupyter parts are not used
         "track": ["wandb>=0.20"],  # training.wandb
         "dev": [
             "pytest>=8",

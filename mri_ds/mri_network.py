@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mri_ds.config import SCALES, ModelConfig, TaskConfig, load_config
+from mri_ds.config import SCALES, ModelConfig, RunConfig, TaskConfig, load_config
 from mri_ds.heads.volume import USUAL_STD, RegionStatistics, VolumeHeads, VolumeTask
 from mri_ds.heads.voxel import VoxelHeads, log_prior
 from mri_ds.nn.convolution import Stem
@@ -157,10 +157,7 @@ def describe(scale: str) -> dict[str, Any]:
         "lesion": TaskConfig(kind="classification", classes=["none", "few", "many"]),
         "age": TaskConfig(kind="regression", unit="years"),
     }
-    with torch.device("meta"):
-        net = BaseMRINet(config, tasks)
-    total = sum(p.numel() for p in net.parameters())
-    experts = sum(p.numel() for name, p in net.named_parameters() if ".experts." in name)
+    counted = count_parameters(RunConfig(model=config, tasks=tasks))
     return {
         "scale": scale,
         "embed_dim": config.embed_dim,
@@ -169,10 +166,18 @@ def describe(scale: str) -> dict[str, Any]:
         "num_experts": config.num_experts,
         "expert_hidden": config.expert_hidden,
         "top_k": config.top_k,
-        "parameters_total": total,
-        "parameters_experts": experts,
-        "parameters_active": total - experts + experts * config.top_k // config.num_experts,
+        **counted,
     }
+
+
+def count_parameters(config: RunConfig) -> dict[str, int]:
+    """Of a run's network: all, those of experts, and those that one token meets. Nothing is allocated."""
+    with torch.device("meta"):
+        net = BaseMRINet(config.model, config.tasks)
+    total = sum(p.numel() for p in net.parameters())
+    experts = sum(p.numel() for name, p in net.named_parameters() if ".experts." in name)
+    active = total - experts + experts * config.model.top_k // config.model.num_experts
+    return {"parameters_total": total, "parameters_experts": experts, "parameters_active": active}
 
 
 def _prior(task: TaskConfig) -> list[float]:

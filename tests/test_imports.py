@@ -23,6 +23,7 @@ FLOORS = [
     {"training"},
     {"inference"},
     {"evaluation"},
+    {"report"},
     {"bench"},
     {"cli"},
     {"__main__"},

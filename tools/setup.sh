@@ -136,6 +136,8 @@ install_packages() {
     # Without a GPU the exact version keeps pip from weighing newer CUDA builds of several gigabytes.
     has_gpu || phase "PyTorch for CPU" "${pip[@]}" torch==2.13.0
     phase "mri_ds$extras and what it needs" "${pip[@]}" -e "$root$extras"
+    # for the viewer in reports; without what it needs in Jupyter
+    phase "NiiVue, for reports" "${pip[@]}" --no-deps "ipyniivue>=2.4,<2.5"
     case $extras in # without what it needs: its timm would bring torchvision, which breaks PyTorch for CPU
     *dev*) phase "nnU-Net's networks, to compare with" "${pip[@]}" --no-deps "dynamic-network-architectures>=0.4,<0.5" ;;
     esac

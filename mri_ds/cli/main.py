@@ -26,6 +26,7 @@ from mri_ds.cli import (
     plan,
     predict,
     replay,
+    report,
     results,
     train,
 )
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "calibrate": calibrate.calibrate,
     "cross-validate": cross_validate.cross_validate,
     "compare": cross_validate.compare,
+    "report": report.report,
 }
 CONTEXTS: dict[str, dict[str, Any]] = {"cross-validate": cross_validate.TRAIN_OPTIONS}
 

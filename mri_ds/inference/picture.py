@@ -74,18 +74,21 @@ def draw_case(
 def case_figure(
     image: np.ndarray,
     truth: np.ndarray | None,
-    prediction: np.ndarray,
+    prediction: np.ndarray | None,
     classes: Sequence[str],
     title: str,
     *,
     spacing_mm: Spacing = (1.0, 1.0, 1.0),
 ) -> Figure:
-    """The page itself: rows axial, coronal, sagittal. The legend gives each class its colour and, with truth, its Dice."""
-    assert image.shape == prediction.shape and (truth is None or truth.shape == image.shape), "one grid for all columns"
+    """The page itself: rows axial, coronal, sagittal. The legend gives each class its colour and, with truth, its Dice.
+
+    Without a prediction the image stands alone.
+    """
+    assert all(labels is None or labels.shape == image.shape for labels in (truth, prediction)), "one grid for all columns"
     columns: list[tuple[str, np.ndarray | None]] = [("image", None), ("truth", truth), ("prediction", prediction)]
-    if truth is None:
-        columns.pop(1)
-    centre = centre_planes(truth if truth is not None and truth.any() else prediction)
+    columns = [columns[0], *(column for column in columns[1:] if column[1] is not None)]
+    shown = truth if truth is not None and truth.any() else prediction
+    centre = centre_planes(np.zeros(image.shape, dtype=bool) if shown is None else shown)
     extents_mm = np.multiply(image.shape, spacing_mm)
     figure, grid = _page(extents_mm, num_columns=len(columns), num_classes=len(classes) - 1)
     window = np.percentile(image, (1, 99.5))
@@ -104,7 +107,8 @@ def case_figure(
         _add_scale_bar(grid[row][0], size_mm)
         _name_row(figure, grid[row][0], f"{plane.name} {index}")
     figure.suptitle(title, color=INK, fontsize=13, y=1 - 0.2 / figure.get_figheight(), parse_math=False)  # "$" is a "$"
-    _add_legend(figure, truth, prediction, classes)
+    if prediction is not None:
+        _add_legend(figure, truth, prediction, classes)
     return figure
 
 
