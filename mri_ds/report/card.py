@@ -78,7 +78,7 @@ def write_card(card: Card, folder: Path) -> dict[str, str]:
 def markdown(card: Card) -> str:
     lines = [f"# {_plain(card['title'])}", "", f"**{card['statement']}**", ""]
     lines += [
-        f"Made by `mri-ds report` {card['mri_ds']}; answers of people come from `{ANSWERS}` beside this file, by the item's name.",
+        f"Made by `mri-ds report` {card['mri_ds']}; people's answers come from `{ANSWERS}` beside this file, by the item's name.",
         "",
     ]
     for section in card["sections"]:
@@ -128,9 +128,9 @@ def _use(g: Gathered) -> list[Item]:
         _item("intended_use", "Intended use, indications, and the decision it takes part in", by=CLINICAL),
         _item("users", "Intended users and their training", by=CLINICAL),
         _item("patients", "Intended patients: age, sex, condition, exclusions", by=CLINICAL),
-        _item("inputs", "Inputs", f"3-D MRI with the channels {channels}, in this order; trained at a median spacing of {spacing} mm"),
+        _item("inputs", "Inputs", f"3-D MRI of the channels {channels}, in this order; median spacing in training {spacing} mm"),
         _item("outputs", "Outputs", "; ".join(_output(name, task) for name, task in g.config.tasks.items())),
-        _item("not_for", "Not for", "diagnosis or treatment without a qualified person's review; images of other channels, regions or "
+        _item("not_for", "Not for", "diagnosis or treatment unless a qualified person reviews it; other channels, regions or "
               "populations than those of the training data"),
         _item("workflow", "Place in the clinical workflow, and what happens when it is unavailable", by=CLINICAL),
     ]  # fmt: skip
@@ -154,10 +154,10 @@ def _data(g: Gathered) -> list[Item]:
     )
     return [
         _item("subjects", "Subjects", counts or None),
-        _item("splits", "Independence of training and test", "all scans of a patient are in one split, and statistics come from the "
+        _item("splits", "Independence of training and test", "all scans of a patient are in one split, and statistics are of "
               "training subjects alone, as far as the data say whose a scan is"),
         _item("left_out", "Left out while sharding", left_out),
-        _item("fingerprint", "Identity of the data", f"SHA-256 of every shard in manifest.json; the first begins with {digest}" if digest else None,
+        _item("fingerprint", "Identity of the data", digest and f"SHA-256 of every shard in manifest.json; the first begins {digest}",
               by=OWNER),
         _item("source", "Origin, period, sites, scanners, protocol", by=OWNER),
         _item("reference", "How the reference standard was made, by whom, and their agreement", by=OWNER),
@@ -197,8 +197,8 @@ def _readers(g: Gathered) -> str | None:
 def _uncertainty(g: Gathered) -> str | None:
     if g.calibration is None:
         return None
-    coverage = g.calibration.get("coverage")
-    return f"calibrated on {len(g.calibration.get('subjects', []))} subjects: sets and intervals aim to hold the truth in {coverage:.0%}"
+    coverage, subjects = g.calibration.get("coverage", 0.9), g.calibration.get("subjects", [])
+    return f"calibrated on {len(subjects)} subjects: sets and intervals aim to hold the truth in {coverage:.0%}"
 
 
 def _limits(g: Gathered) -> list[Item]:
@@ -233,7 +233,8 @@ def _fda(g: Gathered) -> list[Item]:
     shown = "figures stand beside a constant predictor's and with 95 % intervals; failures and empty masks are counted"
     return [
         _item("gmlp_1", "GMLP 1: multi-disciplinary expertise over the whole life cycle", by=QUALITY),
-        _item("gmlp_2", "GMLP 2: good software engineering and security practice", "mri_ds is tested and typed; the product around it must be too", by=QUALITY),
+        _item("gmlp_2", "GMLP 2: good software engineering and security practice",
+              "mri_ds is tested and typed; the product around it must be too", by=QUALITY),
         _item("gmlp_3", "GMLP 3: participants and data represent the intended patients", by=CLINICAL),
         _item("gmlp_4", "GMLP 4: training data independent of test data", apart),
         _item("gmlp_5", "GMLP 5: reference standards from the best available methods", by=OWNER),
@@ -253,7 +254,7 @@ def _fda(g: Gathered) -> list[Item]:
 
 
 def _eu(g: Gathered) -> list[Item]:
-    logs = "metrics.jsonl and TensorBoard of the training; each prediction's JSON names weights and settings; logs of use are the product's"
+    logs = "metrics.jsonl of the training; each prediction's JSON names weights and settings; logs of use are the product's"
     return [
         _item("mdr_class", "MDR Annex VIII, rule 11: class and its reasoning", by=MAKER),
         _item("mdr_gspr", "MDR Annex I: general safety and performance requirements", by=QUALITY),

@@ -16,6 +16,7 @@ from mri_ds.report.gather import Gathered
 from mri_ds.report.gather import Line as Logged
 from mri_ds.report.markup import Html
 from mri_ds.report.plot import Level, Line, Plot, Point, heat_map
+from mri_ds.report.tables import FIGURES
 
 MOST_POINTS = 240  # of one curve; longer ones are thinned evenly, their last point kept
 Z_95 = 1.959964
@@ -150,7 +151,8 @@ def _validation(keys: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
     for key in held_out:
         _, task, figure = key.split("/")
         classes = [other for other in keys if other.startswith(f"{key}/")]
-        yield key.replace("/", "-"), f"{figure.replace('_', ' ')} of {task}, on held-out subjects", [key, *classes]
+        told = FIGURES.get(figure, figure.replace("_", " "))
+        yield key.replace("/", "-"), f"{told} of {task}, on held-out subjects", [key, *classes]
 
 
 def _lines(g: Gathered, wanted: Sequence[str]) -> Iterator[Line]:
@@ -161,7 +163,8 @@ def _lines(g: Gathered, wanted: Sequence[str]) -> Iterator[Line]:
             if not found:
                 continue
             found = _thinned(found, MOST_POINTS)
-            short = key if len(wanted) == 1 else key.split("/")[-1]
+            of_all = key == wanted[0] and len(wanted) > 1 and key.startswith("validation/")
+            short = key if len(wanted) == 1 else "all classes" if of_all else key.split("/")[-1]
             name = " ".join(filter(None, (member, short)))
             yield Line(name, [line["step"] for line in found], [float(line[key]) for line in found], colour)
             colour += 1

@@ -122,7 +122,7 @@ def _head(c: Content) -> Html:
     return join(
         tag("h1", g.run.name),
         tag("p", lead, class_="lead"),
-        tag("p", tag("strong", "Research use only. "), c.card["statement"], class_="note"),
+        tag("p", c.card["statement"], class_="note"),
         tag("p", images, class_="note"),
         *(tag("p", note, class_="warn") for note in c.notes),
         tag("ul", *tiles, class_="tiles") if tiles else None,
@@ -136,7 +136,8 @@ def _trained(c: Content) -> Html:
     shards = {name: split.sha256 for name, split in g.manifest.splits.items()}
     whole["SHA-256 of the shards"] = json.dumps(shards, indent=1)
     return join(
-        *(table.html() for table in c.tables["trained"]),
+        tag("div", *(table.html() for table in c.tables["trained"][:2]), class_="pair"),
+        *(table.html() for table in c.tables["trained"][2:]),
         *(tag("details", tag("summary", name), tag("pre", text, tabindex=0)) for name, text in whole.items()),
     )
 
@@ -155,8 +156,8 @@ def _figures(c: Content) -> Html:
             class_="warn",
         )
     how = (
-        "Each figure stands with its 95 % bootstrap interval over subjects, and beside a constant predictor, which knows the training "
-        "data and never looks at the image. Definitions and the treatment of empty masks: mri_ds/metrics/README.md."
+        "Each figure stands with its 95 % bootstrap interval over subjects, and beside a constant predictor, which knows the "
+        "training data and never looks at the image. Definitions and the treatment of empty masks: mri_ds/metrics/README.md."
     )
     main = [table for table in c.tables["figures"] if not table.id.endswith("-more")]
     more = [table for table in c.tables["figures"] if table.id.endswith("-more")]
@@ -181,7 +182,8 @@ def _cases(c: Content) -> Html | None:
             tag("br"),
             tag("small", f"{case.score_name} {show(case.score, 3)}"),
         )
-        articles.append(tag("article", title, *pictures, tag("ul", *(tag("li", line) for line in case.told)), button))
+        said = tag("div", title, tag("ul", *(tag("li", line) for line in case.told)), button)
+        articles.append(tag("article", tag("div", *pictures), said))
     how = "Ordered by " + c.cases[0].score_name + ", and predicted anew by the network that did not see the subject in training."
     return join(tag("p", how, class_="note"), tag("div", *articles, class_="cases"))
 
@@ -254,7 +256,7 @@ def _experts(c: Content) -> Html | None:
     return join(
         tag("p", how, class_="note") if charts else None,
         tag("div", *(chart.html for chart in charts), class_="charts wide"),
-        tag("div", *pictures, class_="cases") if c.maps else None,
+        tag("div", *pictures, class_="maps") if c.maps else None,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from mri_ds.report.markup import Html, join, tag
 
 WIDTH, HEIGHT = 420, 250
+WIDE = 840  # of what stands alone on its line
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 38
 NUM_COLOURS = 7  # --c0 .. of style.css
 
@@ -92,22 +93,22 @@ def heat_map(
 ) -> Html:
     """Values from 1 (faint) to `most` (full) as cells; each says its own when it is pointed at."""
     height = TOP + 26 * len(rows) + BOTTOM
-    width = (WIDTH - LEFT - RIGHT) / max(len(columns), 1)
+    width = (WIDE - LEFT - RIGHT) / max(len(columns), 1)
     parts: list[Html] = []
     for number, (name, values) in enumerate(rows):
         y = TOP + 26 * number
-        parts.append(tag("text", name, x=LEFT - 6, y=y + 17, text_anchor="end", class_="tick"))
+        parts.append(tag("text", name, x=LEFT - 6, y=y + 16, text_anchor="end", class_="tick"))
         for place, (column, value) in enumerate(zip(columns, values, strict=True)):
             strength = min(max((value - 1) / max(most - 1, 1e-9), 0), 1)
             told = tag("title", f"{name}, {x_label} {column}: {value:.2f}")
-            box = {"x": _n(LEFT + place * width), "y": y, "width": _n(width + 0.5), "height": 24}
+            box = {"x": _n(LEFT + place * width), "y": y, "width": _n(width + 0.2), "height": 24}
             parts.append(tag("rect", told, class_="heat", fill_opacity=f"{0.06 + 0.94 * strength:.3f}", **box))
     for place in sorted({0, len(columns) // 2, len(columns) - 1}) if columns else []:
         x = LEFT + (place + 0.5) * width
-        parts.append(tag("text", columns[place], x=_n(x), y=height - 24, text_anchor="middle", class_="tick"))
-    middle = LEFT + (WIDTH - LEFT - RIGHT) / 2
+        parts.append(tag("text", columns[place], x=_n(x), y=height - 22, text_anchor="middle", class_="tick"))
+    middle = LEFT + (WIDE - LEFT - RIGHT) / 2
     parts.append(tag("text", x_label, x=_n(middle), y=height - 6, text_anchor="middle", class_="label"))
-    return _figure(title, "", height, parts, [])
+    return _figure(title, "", height, parts, [], width=WIDE)
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -185,15 +186,11 @@ def _point(point: Point, to_x: _Scale, to_y: _Scale) -> Html:
     return tag("g", whisker, circle, class_="point")
 
 
-def _figure(title: str, description: str, height: float, parts: Sequence[Html], legend: Sequence[tuple[str, int]]) -> Html:
-    drawing = tag(
-        "svg",
-        *parts,
-        viewBox=f"0 0 {WIDTH} {_n(height)}",
-        role="img",
-        aria_label=f"{title}. {description}".strip(),
-        class_="plot",
-    )
+def _figure(
+    title: str, description: str, height: float, parts: Sequence[Html], legend: Sequence[tuple[str, int]], *, width: int = WIDTH
+) -> Html:
+    label, box = f"{title}. {description}".strip(), f"0 0 {width} {_n(height)}"
+    drawing = tag("svg", *parts, viewBox=box, role="img", aria_label=label, class_="plot")
     entries = [tag("li", tag("i", class_=f"swatch c{colour % NUM_COLOURS}"), name) for name, colour in legend if len(legend) > 1]
     below = tag("ul", *entries, class_="legend") if entries else None
     note = tag("p", description, class_="note") if description else None

@@ -139,7 +139,7 @@ def strata(g: Gathered) -> Table:
                 key, label = HEADLINE[task["kind"]]
                 count = task.get("num_scored") if task["kind"] != "segmentation" else task.get("num_subjects")
                 found = (task[key], task["interval"][key], task["constant"][key])
-                rows.append((f"{stratum}: {level}", name, label, count, *found))
+                rows.append((f"{stratum.replace('_', ' ')}: {level}", name, label, count, *found))
     columns = (text("group"), text("task"), text("figure"), Column("subjects"), *_value())
     note = "Small groups have wide intervals; one subject has none. A difference between groups is no proof of one."
     return Table("strata", "Groups of subjects", columns, rows, note)

@@ -29,6 +29,7 @@
       crosshairColor: [1, 1, 1, 0.6],
       crosshairWidth: 0.5,
       isRadiologicalConvention: true,
+      sagittalNoseLeft: true,
       show3Dcrosshair: true,
       isOrientationTextVisible: true,
       dragAndDropEnabled: false,
@@ -36,7 +37,7 @@
     });
     viewer.setInterpolation?.(false);
     await viewer.attachToCanvas(canvas);
-    viewer.setMultiplanarLayout?.(2);
+    viewer.setMultiplanarLayout?.(2); // a grid
     viewer.onLocationChange = (where) => tell(where);
   }
 

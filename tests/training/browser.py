@@ -8,6 +8,7 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,11 @@ PICTURES = """(() => { const out = []; const walk = node => {
 class Browser:
     """`with Browser(folder) as browser: browser.open(url); browser.text()`; gone afterwards."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, options: Sequence[str] = OPTIONS) -> None:
         assert BINARY is not None
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
-        command = [BINARY, *OPTIONS, f"--user-data-dir={folder / 'profile'}", "about:blank"]
+        command = [BINARY, *options, f"--user-data-dir={folder / 'profile'}", "about:blank"]
         shell = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'  # it reads 3 and writes 4
         self.process = subprocess.Popen(
             ["bash", "-c", shell, "bash", *command],
@@ -58,6 +59,7 @@ class Browser:
         os.close(theirs_in)
         os.close(theirs_out)
         self.reader, self.writer, self.buffer, self.numbers = ours_in, ours_out, b"", itertools.count(1)
+        self.events: list[dict[str, Any]] = []  # what was told without being asked, see `watch`
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
 
@@ -73,6 +75,11 @@ class Browser:
     def open(self, url: str) -> None:
         self._call("Page.navigate", session=self.session, url="about:blank")  # another #part alone would load nothing
         self._call("Page.navigate", session=self.session, url=url)
+
+    def watch(self, *domains: str) -> None:
+        """From now on `events` hears these parts of the protocol: Runtime and Log of the console, Network of requests."""
+        for domain in domains:
+            self._call(f"{domain}.enable", session=self.session)
 
     def evaluate(self, script: str) -> Any:
         result = self._call("Runtime.evaluate", session=self.session, expression=script, returnByValue=True)
@@ -96,7 +103,7 @@ class Browser:
         message = {"id": number, "method": method, "params": params} | ({"sessionId": session} if session else {})
         os.write(self.writer, json.dumps(message).encode() + b"\0")
         while (answer := self._next()).get("id") != number:
-            pass  # events, which nobody asked for
+            self.events.append(answer)
         assert "error" not in answer, answer
         return answer["result"]
 
