@@ -23,7 +23,7 @@ from mri_ds.report.gather import Gathered
 ANSWERS = "card_answers.yaml"
 STATEMENT = (
     "Research software. Neither this model nor mri_ds is a medical device, and neither is approved, cleared, certified or "
-    "CE-marked by anybody. This card gathers what a submission would be asked; it is no submission and no evidence of conformity."
+    "CE-marked by anybody. What is gathered here may be asked for; it is no submission and no evidence of conformity."
 )
 MAKER, CLINICAL, QUALITY, OWNER = "the manufacturer", "the clinical lead", "quality management", "the data's owner"
 
@@ -157,7 +157,7 @@ def _data(g: Gathered) -> list[Item]:
         _item("splits", "Independence of training and test", "all scans of a patient are in one split, and statistics are of "
               "training subjects alone, as far as the data say whose a scan is"),
         _item("left_out", "Left out while sharding", left_out),
-        _item("fingerprint", "Identity of the data", digest and f"SHA-256 of every shard in manifest.json; the first begins {digest}",
+        _item("fingerprint", "Identity of the data", digest and f"SHA-256 of each shard in manifest.json; the first: {digest}",
               by=OWNER),
         _item("source", "Origin, period, sites, scanners, protocol", by=OWNER),
         _item("reference", "How the reference standard was made, by whom, and their agreement", by=OWNER),
@@ -168,7 +168,7 @@ def _data(g: Gathered) -> list[Item]:
 
 def _evaluation(g: Gathered) -> list[Item]:
     if g.evaluation is None:
-        return [_item("evaluation", "Evaluation", None, by="`mri-ds evaluate`")]
+        return [_item("evaluation", "Evaluation", None, by="mri-ds evaluate")]
     told = []
     for name, task in g.tasks.items():
         key, label = HEADLINE[task["kind"]]
@@ -184,7 +184,7 @@ def _evaluation(g: Gathered) -> list[Item]:
         _item("external", "Tested on data of other sites, gathered independently", by=CLINICAL),
         _item("readers", "Beside human readers", _readers(g), by=CLINICAL),
         _item("acceptance", "Acceptance criteria, set before the evaluation", by=CLINICAL),
-        _item("uncertainty", "Uncertainty", _uncertainty(g), by="`mri-ds calibrate`"),
+        _item("uncertainty", "Uncertainty", _uncertainty(g), by="mri-ds calibrate"),
     ]
 
 
