@@ -54,11 +54,11 @@ def chosen(g: Gathered) -> list[Case]:
     if not scored:
         return []
     name = _score_name(g)
-    places = {"best": len(scored) - 1, "median": (len(scored) - 1) // 2, "worst": 0}
+    places = {"best": len(scored) - 1, "worst": 0, "median": (len(scored) - 1) // 2}
     kept: dict[int, str] = {}
     for rank, place in places.items():
         kept.setdefault(place, rank)
-    return [Case(rank, scored[place][1], scored[place][0], name) for place, rank in kept.items()]
+    return [Case(kept[place], scored[place][1], scored[place][0], name) for place in sorted(kept, reverse=True)]
 
 
 def draw(g: Gathered, cases: list[Case], *, progress: Callable[[int, int], None] | None = None) -> tuple[list[Case], list[str]]:

@@ -13,6 +13,7 @@
   const opacity = document.getElementById("viewer-opacity");
   const LAYERS = { prediction: "prediction", truth: "truth", difference: "where they differ" };
   let viewer = null;
+  let isOpen = false;
   let shown = {};
   let work = Promise.resolve();
 
@@ -121,8 +122,10 @@
     place.textContent = `${at} mm · image ${values[0] ? values[0].value.toPrecision(4) : "–"} · ${label ? label[0] : "no structure"}`;
   }
 
-  // One change after another, however fast somebody chooses.
-  function change(what) {
+  // One change after another, however fast somebody chooses; what is chosen before it is open, opens with it.
+  function change(what, isOpening = false) {
+    isOpen ||= isOpening;
+    if (!isOpen) return;
     work = work.then(what).catch((problem) => {
       status.textContent = `The viewer cannot work in this browser: ${problem.message || problem}`;
       part.dataset.failed = "yes";
@@ -140,14 +143,14 @@
       choices.case.value = button.dataset.openCase;
       part.scrollIntoView();
       choices.case.focus();
-      if (viewer) change(show);
+      change(show);
     });
   }
   new IntersectionObserver((entries, observer) => {
     if (!entries.some((entry) => entry.isIntersecting)) return;
     observer.disconnect();
     status.textContent = "Opening ...";
-    change(load);
+    change(load, true);
     change(show);
   }, { rootMargin: "100px" }).observe(part);
 })();

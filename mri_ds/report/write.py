@@ -94,9 +94,10 @@ def write_report(
 def _tables(g: Any, told_cost: dict[str, Any], *, is_given: bool) -> dict[str, list[Table]]:
     """By section of the page; a table without a row is left out, but for failures, where none is good news."""
     figures = [table for name, task in g.tasks.items() for table in tables.of_task(name, task)]
+    figures.sort(key=lambda table: table.id.endswith("-more"))  # the page shows them in this order
     by_section = {
         "trained": [tables.settings(g), tables.data(g), tables.tasks(g)],
-        "figures": [*figures, tables.folds(g)],
+        "figures": [tables.folds(g), *figures],
         "failures": [tables.empty_masks(g)],
         "calibration": [tables.calibration(g)],
         "groups": [tables.strata(g), tables.agreement(g)],

@@ -9,6 +9,7 @@ import pytest
 from commands import call, refusal
 from report_runs import HOSTILE, make_run
 
+from mri_ds.inference.run import load_run
 from mri_ds.report import viewer
 
 
@@ -57,9 +58,7 @@ def test_cost_by_hand(run: Path) -> None:
     assert cost["training_s"] == 110
     assert cost["energy_kwh"] == pytest.approx(110 * 2 * 50 / 3.6e6)
     assert cost["flops"] == pytest.approx(110e9)
-    from safetensors.torch import load_file
-
-    weights = load_file(run / "model.safetensors")
+    weights = dict(load_run(run).net.named_parameters())
     experts = sum(w.numel() for name, w in weights.items() if ".experts." in name)
     assert cost["parameters_total"] == sum(w.numel() for w in weights.values())
     assert cost["parameters_experts"] == experts > 0
