@@ -65,11 +65,20 @@ def test_cost_by_hand(run: Path) -> None:
     assert cost["parameters_active"] == cost["parameters_total"]  # 2 experts, of which a token visits 2
 
 
-def test_without_the_viewers_package_the_page_says_how_to_get_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_viewers_package_the_page_says_how_to_get_it_and_shows_maps(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mri_ds.data.nifti import write_label
+
+    experts = np.arange(24 * 20 * 16).reshape(24, 20, 16) % 3
+    write_label(tmp_path / "sub-01_experts_layer0.nii.gz", experts.astype(np.int16), np.diag([-1.0, 1, 1, 1]))
+    (tmp_path / "broken.nii.gz").write_bytes(b"no gzip")
     monkeypatch.setattr(viewer, "PACKAGE", "not_installed_here")
-    told, page = report(run)
+    told, page = report(run, "--maps", tmp_path)
+    assert told["maps"] == ["sub-01_experts_layer0"] and "sub-01_experts_layer0 in three planes" in page
+    assert [note for note in told["notes"] if note.startswith("Map left out") and "broken.nii.gz" in note]
     assert "pip install --no-deps &#x27;ipyniivue" in page and "ipyniivue" in told["viewer"]
-    assert page.count("data:image/webp;base64,") == 2  # the pictures of two held-out subjects
+    assert page.count("data:image/webp;base64,") == 3  # two held-out subjects and the map
 
 
 def test_a_run_that_was_not_evaluated_says_how_to(hostile_shards: Path, tmp_path: Path) -> None:
@@ -132,17 +141,6 @@ def test_the_card_says_what_is_known_and_who_fills_the_rest(run: Path) -> None:
     (run / "card_answers.yaml").write_text("intended_usage: x\n")
     assert "no item 'intended_usage'" in refusal("report", run)
     (run / "card_answers.yaml").unlink()
-
-
-def test_maps_beside_the_run_are_shown(run: Path, tmp_path: Path) -> None:
-    from mri_ds.data.nifti import write_label
-
-    experts = np.arange(24 * 20 * 16).reshape(24, 20, 16) % 3
-    write_label(tmp_path / "sub-01_experts_layer0.nii.gz", experts.astype(np.int16), np.diag([-1.0, 1, 1, 1]))
-    (tmp_path / "broken.nii.gz").write_bytes(b"no gzip")
-    told, page = report(run, "--maps", tmp_path)
-    assert told["maps"] == ["sub-01_experts_layer0"] and "sub-01_experts_layer0 in three planes" in page
-    assert [note for note in told["notes"] if note.startswith("Map left out") and "broken.nii.gz" in note]
 
 
 def test_shards_that_are_gone_leave_the_rest(run: Path, tmp_path: Path) -> None:
