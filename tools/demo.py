@@ -1,7 +1,7 @@
 """The whole main job, made of the project's own commands, each printed before it runs.
 
 synthetic subjects (or --data DIR) -> shards -> training on 2 ranks -> evaluation on held-out subjects -> one prediction
--> a table, a picture, the TensorBoard command and, as the last line, `SUMMARY {json}` (also RUN/summary.json).
+-> a report, a table, a picture, the TensorBoard command and, as the last line, `SUMMARY {json}` (also RUN/summary.json).
 
 The same command again: unchanged data are reused, an interrupted training goes on from its last checkpoint, a complete run is
 made anew. Ctrl-C leaves nothing running. Started by tools/demo.sh, which sets everything up.
@@ -78,6 +78,7 @@ def demo(plan: Plan, *, setup_s: float) -> None:
     with clock.stage("evaluate"):
         evaluation = evaluate(plan, clock)
         predict(plan, evaluation, clock)
+        report(plan, clock)
     tell(plan, evaluation, clock)
 
 
@@ -188,6 +189,12 @@ def predict(plan: Plan, evaluation: dict[str, Any], clock: Clock) -> None:
     run_stage("evaluate", ["mri-ds", "predict", *what, "--input", _show(image)], clock)
 
 
+def report(plan: Plan, clock: Clock) -> None:
+    """The run on one page; the model card lies beside it."""
+    what = [_show(plan.run), "--out", _show(plan.run / "report.html"), "--data", _show(plan.shards)]
+    run_stage("evaluate", ["mri-ds", "report", *what], clock)
+
+
 def tell(plan: Plan, evaluation: dict[str, Any], clock: Clock) -> None:
     """Table, picture, TensorBoard command; the last line is the SUMMARY."""
     from mri_ds.evaluation.table import print_result
@@ -199,6 +206,7 @@ def tell(plan: Plan, evaluation: dict[str, Any], clock: Clock) -> None:
     print_result(evaluation)
     print(f"\nPicture:      {plan.run / 'picture.png'}")
     print(f"Prediction:   {plan.run / 'predictions'}")
+    print(f"Report:       {plan.run / 'report.html'}")
     print(f"TensorBoard:  {ROOT / '.venv/bin/tensorboard'} --logdir {plan.run}")
     print(f"SUMMARY {json.dumps(summary)}", flush=True)
 

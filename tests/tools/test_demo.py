@@ -91,7 +91,7 @@ def run_demo(*args: str) -> None:
     demo.demo(demo.plan_of(demo.parse(args)), setup_s=2.0)
 
 
-ALL = ["synthesize", "shard", "deepspeed", "evaluate", "predict"]
+ALL = ["synthesize", "shard", "deepspeed", "evaluate", "predict", "report"]
 
 
 def test_stages_in_order_and_the_summary_as_the_last_line(
