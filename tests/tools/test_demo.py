@@ -128,7 +128,7 @@ def test_again_after_completion_trains_anew_on_the_same_data(commands: Commands,
     run_demo()
     commands.asked.clear()
     run_demo()
-    assert commands.names == ["deepspeed", "evaluate", "predict"]
+    assert commands.names == ["deepspeed", "evaluate", "predict", "report"]
     out = capsys.readouterr().out
     assert "is complete: starting afresh" in out and "data/demo/shards is up to date" in out
 
@@ -158,7 +158,7 @@ def test_killed_training_reports_its_code_and_goes_on_next_time(
     commands.train_code, commands.leaves_weights = 0, True
     commands.asked.clear()
     run_demo()
-    assert commands.names == ["deepspeed", "evaluate", "predict"]
+    assert commands.names == ["deepspeed", "evaluate", "predict", "report"]
     assert "going on with the run" in capsys.readouterr().out
     seconds = json.loads((tmp_path / "runs/demo/summary.json").read_text())["seconds"]
     assert seconds["setup"] == 4.0  # of both parts
@@ -177,7 +177,7 @@ def test_finished_training_is_not_repeated_when_evaluation_failed(commands: Comm
     (tmp_path / "runs/demo/summary.json").unlink()
     commands.asked.clear()
     run_demo()
-    assert commands.names == ["evaluate", "predict"]
+    assert commands.names == ["evaluate", "predict", "report"]
 
 
 def test_own_dataset_has_its_own_names_and_is_only_read(commands: Commands, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_own_dataset_has_its_own_names_and_is_only_read(commands: Commands, tmp_
     source.mkdir(parents=True)
     (source / "dataset.json").write_text("{}")
     run_demo("--data", str(source))
-    assert commands.names == ["shard", "deepspeed", "evaluate", "predict"]
+    assert commands.names == ["shard", "deepspeed", "evaluate", "predict", "report"]
     assert "--out data/task04_hippocampus/shards" in " ".join(commands.asked[0])
     assert "--config tools/demo_dataset.yaml" in " ".join(commands.asked[1])
     assert (tmp_path / "runs/task04_hippocampus/summary.json").is_file()
