@@ -7,13 +7,15 @@ beside that was read off its live tensors:
 - stage 3 keeps small tensors whole (persistence threshold), and after a forward pass all those that it will need again within
   1e9 elements (stage3_max_reuse_distance): below a third of that, sharded weights are whole during a micro-batch;
 - a bucket of gradients, and its copy while it is sent;
-- float32 gradients of the own shard during the update;
+- float32 gradients of the own shard during the update; on a CPU stage 3 keeps their memory, and in float32 needs none
+  (gradient_passes.py);
 - at the start the whole network in float32 in the host's memory, on every rank.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mri_ds.training.gradient_passes import KEPT
 from mri_ds.training.plan.layout import Layout
 from mri_ds.training.plan.parameters import Group, Parameters
 from mri_ds.training.plan.trace import Line, Trace
@@ -62,6 +64,10 @@ def memory(parameters: Parameters, layout: Layout, trace: Trace | Line, *, runti
     persistent = sum(g.persistent for g in split)
     weights, gradients, optimizer = b * share(3), b * share(2), of_state * share(1)
     update = PRECISE * share(1) if has_master else 0
+    if is_cpu and zero == 3 and not layout.offload_optimizer:
+        shares = [g.share(is_sharded=True) for g in groups]
+        update = PRECISE * sum(n for n in shares if n > KEPT)
+        gradients += PRECISE * sum(n for n in shares if n <= KEPT) if b < PRECISE else 0
     bucket = 0 if zero == 0 else b * (min(layout.reduce_bucket, elements) if is_cpu else layout.reduce_bucket)
     return Memory(
         weights=b * persistent + (0 if layout.offload_params else weights),
