@@ -14,7 +14,8 @@ from typing import Any
 from mri_ds.evaluation.figures import json_ready
 from mri_ds.report import card, cases, charts, cost, maps, tables
 from mri_ds.report.gather import gather
-from mri_ds.report.page import Content, page
+from mri_ds.report.page import page
+from mri_ds.report.sections import Content
 from mri_ds.report.table import Table
 from mri_ds.report.viewer import NiiVue, find_niivue
 
