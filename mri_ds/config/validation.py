@@ -1,7 +1,8 @@
 """Plain mappings to sections of the configuration, with errors that a person can act on."""
 
+import types
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -40,7 +41,8 @@ def _wrong_value(model: type[BaseModel], loc: Sequence[Any], first: Any, raw: An
     if field is None:
         return InputError(f"{'.'.join(map(str, loc))} = {first['input']!r}: {first['msg']}", where=where, fix="correct it")
     rest = loc[depth:]
-    is_union = any(isinstance(part, str) for part in rest)
+    is_inside = any(isinstance(part, str) for part in rest)  # a key of a mapping, or pydantic's name of one of a union's kinds
+    is_union = is_inside and _is_union(field.annotation)
     shown = loc[:depth] if is_union or first["type"] == "missing" else loc
     key = ".".join(str(part) for part in shown)
     value, is_given = _at(raw, loc[:depth]) if shown != loc else (first["input"], True)
@@ -53,8 +55,12 @@ def _wrong_value(model: type[BaseModel], loc: Sequence[Any], first: Any, raw: An
     elif first["type"] in ("literal_error", "enum") and not is_union:
         fix = f"use one of {', '.join(sorted(words))}"
     else:
-        fix = f"give {wanted}"
+        fix = f"correct {key}" if is_inside and not is_union else f"give {wanted}"
     return InputError(f"{key} = {value!r}: {told}" if is_given else f"{key}: {told}", where=where, fix=fix)
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)
 
 
 def _field_at(model: type[BaseModel], loc: Sequence[Any]) -> tuple[FieldInfo | None, int]:
