@@ -8,19 +8,16 @@ Dehghani et al. 2023 (query-key normalisation); Su et al. 2021 (rotary positions
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mri_ds.nn.backends import PREFERENCE, attend, check_backends
 from mri_ds.nn.tables import table
 from mri_ds.nn.windows import Grid, attend_windows, cut, offset_index
 
 ROTARY_BASE = 100.0  # longest wavelength = 2 pi * 100 tokens: grids are tens of tokens long, not the thousands of a text
-NORMALISED_AT_ONCE = 2**18  # entries: 1 MiB in float32
 
 
 class FlashAttention(nn.Module):
@@ -126,50 +123,9 @@ class QueryKeyNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(2, head_dim))
 
     def forward(self, query_key: Tensor) -> Tensor:
-        if query_key.device.type == "cpu" and not torch.compiler.is_compiling():
-            return _Normalised.apply(query_key, self.gain, self.eps)  # type: ignore[no-any-return]
         precise = query_key.to(_precise(query_key.dtype))
-        return precise * _scale(precise, self.eps) * self.gain.to(precise.dtype)[:, None, None, None]
-
-
-class _Normalised(torch.autograd.Function):
-    """A few samples (or windows) at a time, in the cache: whole, its temporaries cost large grids more than their attention."""
-
-    @staticmethod
-    def forward(ctx: Any, query_key: Tensor, gain: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(query_key, gain)
-        ctx.eps = eps
-        out = torch.empty_like(query_key, dtype=_precise(query_key.dtype))
-        gains = gain.to(out.dtype)[:, None, None, None]
-        for part in _parts(query_key):
-            x = query_key[:, part].to(out.dtype)
-            out[:, part] = (x * _scale(x, eps)).mul_(gains)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query_key, gain = ctx.saved_tensors
-        grad_input, grad_gain = torch.empty_like(query_key), torch.zeros_like(gain, dtype=grad.dtype)
-        gains = gain.to(grad.dtype)[:, None, None, None]
-        for part in _parts(query_key):
-            x, g = query_key[:, part].to(grad.dtype), grad[:, part]
-            scale = _scale(x, ctx.eps)
-            product = g * x
-            along = (product * gains).mean(-1, keepdim=True).mul_(scale.square())
-            grad_gain += product.mul_(scale).sum((1, 2, 3))
-            grad_input[:, part] = (g * gains).sub_(x * along).mul_(scale)
-        return grad_input, grad_gain.to(gain.dtype), None
-
-
-def _scale(x: Tensor, eps: float) -> Tensor:
-    return torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-
-
-def _parts(heads: Tensor) -> list[slice]:
-    """Of the samples of (2, B, H, N, E)."""
-    size = max(1, NORMALISED_AT_ONCE * heads.shape[1] // max(1, heads.numel()))
-    return [slice(start, start + size) for start in range(0, heads.shape[1], size)]
+        scale = torch.rsqrt(precise.square().mean(-1, keepdim=True) + self.eps)
+        return precise * scale * self.gain.to(precise.dtype)[:, None, None, None]
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:

@@ -93,21 +93,6 @@ def test_query_key_norm_by_hand():
     torch.testing.assert_close(key, torch.tensor([1.69706, 2.26274]), atol=1e-5, rtol=0)
 
 
-def test_query_key_norm_a_few_samples_at_a_time_is_the_plain_formula_forward_and_backward(monkeypatch):
-    from mri_ds.nn import attention
-
-    monkeypatch.setattr(attention, "NORMALISED_AT_ONCE", 2 * 2 * 3 * 5 * 4)  # two samples of five
-    torch.manual_seed(0)
-    norm = shaken(QueryKeyNorm(4)).double()
-    heads = torch.randn(2, 5, 3, 5, 4, dtype=torch.float64, requires_grad=True)
-    plain = heads / (heads.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.gain[:, None, None, None]
-    weight = torch.randn_like(plain)
-    found = [torch.autograd.grad((out * weight).sum(), [heads, norm.gain]) for out in (norm(heads), plain)]
-    torch.testing.assert_close(norm(heads), plain, rtol=1e-12, atol=1e-12)
-    for ours, expected in zip(*found, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
-
-
 def test_rotary_by_hand():
     # Head width 6: one pair per axis, speed 100^0 = 1 radian a token. Token 1 of grid (1, 1, 2) turns its third pair by 1 radian.
     cos, sin = rotary_table((1, 1, 2), 6, CPU, torch.float32)
