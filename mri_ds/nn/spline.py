@@ -76,31 +76,30 @@ def local_splines(
 def _even_splines(x: Tensor, grid: Grid, work: Workspace, with_slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Between any two even knots the bases are the same few polynomials, so one small product gives all of them and their slopes.
 
-    Its terms: 1; the place in the interval, on the grid or not; t times the distance from the grid; t, t^2, ... t^degree of the
-    place t that is kept on the grid. Beyond it t is 0 or 1, so the tangent to t^j is t^j + j t * distance for all j > 1.
+    Its terms: t^j of the place t in the interval, and t^(j-1) (t + j beyond), the tangent to it where x is `beyond` the grid.
     """
     tasks, rows, inputs = x.shape
-    degree = grid.degree
-    terms = work.tensor("terms", (tasks, degree + 3 if degree > 1 else 2, rows, inputs), x)
-    one, position, *others = terms.unbind(1)
-    beyond, *powers = others or [work.tensor("beyond", x.shape, x), work.tensor("t", x.shape, x)]
+    terms = work.tensor("terms", (tasks, 2 * grid.degree, rows, inputs), x)
+    one, position, *tangents = terms[:, : grid.degree + 1].unbind(1)
+    powers = [*terms[:, grid.degree + 1 :].unbind(1)] or [torch.empty_like(x)]  # of t: the first, the second, ...
     one.fill_(1)
     torch.sub(x, grid.start, out=position).div_(grid.interval)  # in grid intervals from the start
-    span = torch.clamp(position, 0, grid.size - 1, out=work.tensor("span", x.shape, x)).floor_()
-    span.nan_to_num_(0)  # it must not index out of the block
     t = torch.clamp(position, 0, grid.size, out=powers[0])
+    span = torch.floor(t, out=work.tensor("span", x.shape, x))
+    torch.fmin(span, span.new_tensor(grid.size - 1), out=span)  # that of a NaN as well: it must not index out of the block
     position -= span
     t -= span
-    torch.sub(position, t, out=beyond).mul_(t)
     for lower, higher in itertools.pairwise(powers):
         torch.mul(lower, t, out=higher)
-    pieces = x.new_tensor(_pieces(degree))
-    pieces[degree + 1 :] /= grid.interval
-    pieces = pieces if with_slopes else pieces[: degree + 1]
+    for j, (tangent, power) in enumerate(zip(tangents, powers), start=2):
+        torch.mul(position, j, out=tangent).sub_((j - 1) * t).mul_(power)  # `alpha` may round the last few in another way
+    pieces = x.new_tensor(_pieces(grid.degree))
+    pieces[grid.degree + 1 :] /= grid.interval
+    pieces = pieces if with_slopes else pieces[: grid.degree + 1]
     both = work.tensor("both", (tasks, len(pieces), rows * inputs), x)
     products(pieces.expand(tasks, -1, -1), terms.flatten(2), out=both)
     both = both.view(tasks, -1, rows, inputs)
-    values, slopes = both[:, : degree + 1], both[:, degree + 1 :]
+    values, slopes = both[:, : grid.degree + 1], both[:, grid.degree + 1 :]
     return work.tensor("whole span", x.shape, x, dtype=torch.int64).copy_(span), values, slopes
 
 
@@ -108,23 +107,18 @@ def _even_splines(x: Tensor, grid: Grid, work: Workspace, with_slopes: bool) -> 
 def _pieces(degree: int) -> list[list[float]]:
     """The recursion of Cox and de Boor on polynomials in t, for knots one unit apart.
 
-    (2 S, degree + 3), or (4, 2) for degree 1: rows are the S bases that are not zero between two knots, then their slopes;
-    columns are how much they have of 1, the place, t times the distance from the grid, t, t^2, ... t^degree.
+    (2 S, 2 degree): rows are the S bases that are not zero between two knots, then their slopes; columns are the coefficients of
+    1, t, ... t^degree (of the bases) and again of t, ... t^(degree - 1) (of the slopes).
     """
     zero, level, below = Polynomial([0.0]), [Polynomial([1.0])], []
     for n in range(1, degree + 1):
         below = [zero, *level, zero]
         level = [(Polynomial([n - r, 1]) * below[r] + Polynomial([r + 1, -1]) * below[r + 1]) / n for r in range(n + 1)]
-    table = np.zeros((2 * degree + 2, degree + 3))
+    table = np.zeros((2 * degree + 2, 2 * degree))
     for r, piece in enumerate(level):
-        value, slope = np.zeros(degree + 1), np.zeros(degree + 1)
-        value[: len(piece.coef)] = piece.coef
-        change = (below[r] - below[r + 1]).coef  # difference of neighbours one degree down
-        slope[: len(change)] = change
-        table[r, [0, 1, *range(4, degree + 3)]] = value
-        table[r, 2] = value[2:] @ np.arange(2, degree + 1)
-        table[degree + 1 + r, [0, *range(3, degree + 3)]] = slope
-    table = table if degree > 1 else table[:, :2]
+        slope = (below[r] - below[r + 1]).coef  # difference of neighbours one degree down
+        table[r, : len(piece.coef)] = piece.coef
+        table[degree + 1 + r, [0, *range(degree + 1, degree + len(slope))]] = slope
     return table.tolist()  # type: ignore[no-any-return]
 
 
